@@ -1,0 +1,129 @@
+"""Attacks: pure functions from images to adversarial images.
+
+>>> import lagrangian_jax as lj
+>>> attack = lj.attacks.create("pgd_l2", bound=1.0, steps=40)
+>>> attack.parameters["steps"]
+40
+"""
+
+import difflib
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lagrangian_jax.attacks import corruptions, gradient
+from lagrangian_jax.attacks.attack import Attack, Execution, Stage, example_keys, execute, fold_in
+from lagrangian_jax.attacks.lagrangian import lagrangian
+
+# Plain attacks: (key, logits_fn, images, labels, **parameters) -> adversarial images.
+ATTACKS: dict[str, Callable[..., Any]] = {
+    "none": corruptions.none,
+    "lagrangian": lagrangian,
+    "fgsm": gradient.fgsm,
+    "mi_fgsm": gradient.mi_fgsm,
+    "pgd_linf": gradient.pgd_linf,
+    "pgd_l2": gradient.pgd_l2,
+    "mpgd": gradient.mpgd,
+    "gaussian_noise": corruptions.gaussian_noise,
+    "gaussian_blur": corruptions.gaussian_blur,
+}
+
+# Attacks in stages, which run on the examples that still hold: (**parameters) -> sequence of `Stage`.
+STAGED: dict[str, Callable[..., Any]] = {}
+
+__all__ = ["ATTACKS", "STAGED", "Attack", "Execution", "Stage", "create", "execute", "names"]
+
+
+def names() -> tuple[str, ...]:
+    """The names that `create` takes."""
+    return tuple(sorted({**ATTACKS, **STAGED}))
+
+
+def create(name: str, **parameters: Any) -> Attack:
+    """A configured attack.
+
+    Args:
+      name: one of `names()`.
+      **parameters: of that attack, see its function; besides, any attack with a random part takes ``restarts`` (the
+        attack runs again, with other random numbers, on the examples that still hold).
+
+    Returns:
+      an `Attack`, called as ``attack(key, logits_fn, images, labels)``.
+
+    Raises:
+      ValueError: unknown name or parameter, or a value out of its range; says what is valid.
+
+    >>> create("pgd_l3")
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown attack 'pgd_l3'; did you mean 'pgd_l2'? Valid: fgsm, gaussian_blur, ...
+    """
+    if name not in ATTACKS and name not in STAGED:
+        raise ValueError(f"unknown attack {name!r}{nearest(name, names())} Valid: {', '.join(names())}")
+    function = ATTACKS.get(name) or STAGED[name]
+    defaults = _defaults(function)
+    takes_restarts = name in ATTACKS and (
+        "random_start" in defaults or "init_std" in defaults or "restarts" in defaults
+    )
+    valid = (*defaults, "restarts") if takes_restarts and "restarts" not in defaults else tuple(defaults)
+    for parameter in parameters:
+        if parameter not in valid:
+            raise ValueError(
+                f"attack {name!r} takes no parameter {parameter!r}{nearest(parameter, valid)} "
+                f"Valid: {', '.join(valid) or 'none'}"
+            )
+    values = {**defaults, **parameters}
+    _check(name, values)
+    if name in STAGED:
+        return Attack(name, values, tuple(function(**values)), survivors=True)
+    restarts = values.pop("restarts", 1)
+    plain = functools.partial(function, **values)
+    if restarts == 1:
+        return Attack(name, values, (Stage(plain),))
+
+    def again(keys, logits_fn, images, labels, restart):
+        return plain(fold_in(example_keys(keys, images.shape[0]), restart), logits_fn, images, labels)
+
+    stages = tuple(Stage(again, (np.int32(restart),)) for restart in range(restarts))
+    return Attack(name, {**values, "restarts": restarts}, stages, survivors=True, keep_failures=True)
+
+
+def nearest(given: str, valid: Any) -> str:
+    """The part of an error message that names the closest valid spelling."""
+    close = difflib.get_close_matches(given, list(valid), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def _defaults(function: Callable) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "bound": (lambda v: _number(v) and v >= 0, "a number, 0 or larger"),
+    "steps": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "restarts": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "step_size": (lambda v: v is None or (_number(v) and v > 0), "a positive number, or None for the attack's default"),
+    "keep": (lambda v: v in ("last", "best"), "'last' or 'best'"),
+    "norm": (lambda v: v in ("linf", "l2"), "'linf' or 'l2'"),
+    "distance": (callable, "a distance, e.g. lagrangian_jax.distances.create('lpips_alexnet_cifar')"),
+    "kappa": (lambda v: isinstance(v, (int, float)) and not math.isnan(v), "a number"),
+}
+
+
+def _check(name: str, values: dict[str, Any]) -> None:
+    for parameter, (holds, expected) in _RULES.items():
+        if parameter in values and not holds(values[parameter]):
+            raise ValueError(f"attack {name!r}: {parameter} must be {expected}; got {values[parameter]!r}")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -1,0 +1,235 @@
+"""What every attack shares: keys an example, safe norms, input checks, and `Attack`, which `create` returns.
+
+An attack is a pure function ``attack(keys, logits_fn, images, labels, **parameters) -> adversarial images``. One that
+spends effort only on examples that still hold (AutoAttack, PGD0, restarts) is a sequence of such functions, its stages:
+a stage sees the examples that every stage before it left correctly classified. `Attack` runs both kinds; under `jax.jit`
+the survivors are a mask, outside of it they are gathered into fixed batch sizes, so fooled examples cost nothing.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+LogitsFn = Callable[[Array], Array]
+
+
+def example_keys(key: Array, batch: int) -> Array:
+    """One key an example: ``key`` folded with the position in the batch, unless it is already one key an example.
+
+    The harness passes keys folded with the example's index in the data set, so that the same example gets the same
+    perturbation whatever batch or device it is in.
+    """
+    if key.ndim == 1:
+        return key
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+
+
+def fold_in(keys: Array, value: int | Array) -> Array:
+    """`jax.random.fold_in` for one key an example."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, value)
+
+
+def normal(keys: Array, shape: Sequence[int]) -> Array:
+    """Standard normal noise, (B, *shape), each row from its own key."""
+    return jax.vmap(lambda key: jax.random.normal(key, tuple(shape)))(keys)
+
+
+def uniform(keys: Array, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Array:
+    """Uniform noise in [low, high), (B, *shape), each row from its own key."""
+    return jax.vmap(lambda key: jax.random.uniform(key, tuple(shape), minval=low, maxval=high))(keys)
+
+
+def example_axes(x: Array) -> tuple[int, ...]:
+    return tuple(range(1, x.ndim))
+
+
+def expand(values: Array, like: Array) -> Array:
+    """(B,) -> (B, 1, 1, ...), to broadcast against ``like``."""
+    return values.reshape(values.shape[0], *([1] * (like.ndim - 1)))
+
+
+def l2_norm(x: Array) -> Array:
+    """The l2 norm of each example, (B,), with gradient zero at zero (JAX's own is NaN there)."""
+    square = jnp.sum(jnp.square(x), axis=example_axes(x))
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def linf_norm(x: Array) -> Array:
+    """The largest absolute value of each example, (B,)."""
+    return jnp.max(jnp.abs(x), axis=example_axes(x))
+
+
+def project_l2(perturbation: Array, bound: float | Array) -> Array:
+    """Scales each example onto the l2 ball: d * min(1, bound / ||d||)."""
+    norm = l2_norm(perturbation)
+    factor = jnp.minimum(1.0, bound / jnp.where(norm > 0, norm, 1.0))
+    return perturbation * expand(jnp.where(norm > 0, factor, 1.0), perturbation)
+
+
+class Stage(NamedTuple):
+    """A step of an attack that runs on the examples which no earlier stage has fooled.
+
+    Stages that differ in ``arguments`` alone (arrays or numbers, traced) share one compiled program.
+    """
+
+    function: Callable[..., Array]  # (keys, logits_fn, images, labels, *arguments) -> adversarial images
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """A configured attack, from `lagrangian_jax.attacks.create`.
+
+    Calling it attacks a batch: ``attack(key, logits_fn, images, labels)`` with a key (or one key an example), a function
+    from images to logits (B, K), images (B, H, W, C) float32 in [0,1] and integer labels (B,). It returns the
+    adversarial images. It is pure and may stand inside `jax.jit`; outside, inputs are checked and it compiles itself.
+
+    Attributes:
+      name: the registered name.
+      parameters: every parameter with its value.
+      stages: what runs; one stage for a plain attack.
+      survivors: whether stages see only the examples that still hold (AutoAttack, PGD0, restarts); the others keep the
+        image that fooled the network, or the clean one if it was misclassified from the start.
+      keep_failures: with ``survivors``, return the last stage's image where every stage failed, not the clean image.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+    survivors: bool = False
+    keep_failures: bool = False
+
+    def __call__(self, key: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
+        if any(isinstance(x, jax.core.Tracer) for x in (key, images, labels)):
+            return self._traced(example_keys(key, images.shape[0]), logits_fn, images, labels)
+        images, labels = check_inputs(logits_fn, images, labels)
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def run(function, keys, images, labels, *arguments):
+            adversarial = function(keys, logits_fn, images, labels, *arguments)
+            return adversarial, jnp.argmax(logits_fn(adversarial), axis=-1)
+
+        predict = jax.jit(lambda images: jnp.argmax(logits_fn(images), axis=-1))
+        keys = example_keys(key, images.shape[0])
+        return jnp.asarray(execute(self, run, predict, keys, np.asarray(images), np.asarray(labels)).adversarial)
+
+    def _traced(self, keys: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
+        if not self.survivors:
+            (stage,) = self.stages
+            return stage.function(keys, logits_fn, images, labels, *stage.arguments)
+        adversarial = images
+        holds = jnp.argmax(logits_fn(images), axis=-1) == labels
+        for stage in self.stages:
+            candidate = stage.function(keys, logits_fn, images, labels, *stage.arguments)
+            fooled = holds & (jnp.argmax(logits_fn(candidate), axis=-1) != labels)
+            take = holds if self.keep_failures else fooled
+            adversarial = jnp.where(expand(take, images), candidate, adversarial)
+            holds &= ~fooled
+        return adversarial
+
+
+class Execution(NamedTuple):
+    """What `execute` returns: adversarial images (N, H, W, C), predictions (N,), and how many examples each stage saw."""
+
+    adversarial: np.ndarray
+    predictions: np.ndarray
+    attacked: tuple[int, ...]
+
+
+def execute(
+    attack: Attack,
+    run: Callable[..., tuple[Array, Array]],
+    predict: Callable[[Array], Array],
+    keys: Array,
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_sizes: Sequence[int] | None = None,
+) -> Execution:
+    """Runs an attack on the host over N examples, in batches of a few fixed sizes.
+
+    Args:
+      attack: the attack.
+      run: ``run(function, keys, images, labels, *arguments) -> (adversarial, predictions)``, compiled.
+      predict: ``predict(images) -> predictions``, compiled.
+      keys: (N,) one key an example.
+      images: (N, H, W, C).
+      labels: (N,).
+      batch_sizes: the sizes that may be compiled, ascending; by default N alone, and for survivors also N/4 and N/16.
+
+    Returns:
+      an `Execution`.
+    """
+    count = len(images)
+    sizes = sorted(batch_sizes) if batch_sizes else [count]
+    adversarial = images.copy()
+    holding = np.arange(count)
+    if attack.survivors:
+        if not batch_sizes:
+            sizes = sorted({max(1, count // 16), max(1, count // 4), count})
+        predictions = _in_batches(lambda rows: (predict(images[rows]),), holding, sizes)[0]
+        holding = np.flatnonzero(predictions == labels)
+    else:
+        predictions = np.empty(count, np.int32)
+    attacked = []
+    for stage in attack.stages:
+        attacked.append(len(holding))
+        if len(holding) == 0:
+            continue
+
+        def attempt(rows, stage=stage):
+            return run(stage.function, keys[rows], images[rows], labels[rows], *stage.arguments)
+
+        candidate, predicted = _in_batches(attempt, holding, sizes)
+        fooled = predicted != labels[holding]
+        take = fooled if attack.survivors and not attack.keep_failures else np.ones_like(fooled)
+        adversarial[holding[take]], predictions[holding[take]] = candidate[take], predicted[take]
+        holding = holding[~fooled]
+    return Execution(adversarial, predictions, tuple(attacked))
+
+
+def _in_batches(function: Callable, rows: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """Applies ``function`` to row indices in batches of the given sizes, padding the last with copies of its last row."""
+    outputs = []
+    start = 0
+    while start < len(rows):
+        left = len(rows) - start
+        size = next((s for s in sizes if s >= left), sizes[-1])
+        chunk = rows[start : start + size]
+        padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk))])
+        outputs.append([np.asarray(output)[: len(chunk)] for output in function(padded)])
+        start += size
+    return tuple(np.concatenate(column) for column in zip(*outputs, strict=True))
+
+
+def check_inputs(logits_fn: LogitsFn, images: Any, labels: Any) -> tuple[Array, Array]:
+    """Refuses what no attack can work on, with one clear `ValueError`, before anything is compiled."""
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim != 4:
+        raise ValueError(f"images: expected shape (B, H, W, C), got {images.shape}")
+    if images.dtype != np.float32:
+        raise ValueError(
+            f"images: expected float32 in [0, 1], got {images.dtype}; uint8 images: x.astype('float32') / 255"
+        )
+    if labels.ndim != 1 or labels.shape[0] != images.shape[0]:
+        raise ValueError(
+            f"labels: expected shape ({images.shape[0]},) for images of shape {images.shape}, got {labels.shape}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels: expected integers, got {labels.dtype}")
+    if images.size and not (np.min(images) >= 0 and np.max(images) <= 1):  # also false for NaN
+        raise ValueError(f"images: expected values in [0, 1], got {np.min(images)} to {np.max(images)}")
+    logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(images.shape, jnp.float32))
+    if not hasattr(logits, "shape") or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+        got = getattr(logits, "shape", type(logits).__name__)
+        raise ValueError(f"logits_fn: expected logits of shape ({images.shape[0]}, classes), got {got}")
+    classes = logits.shape[1]
+    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(f"labels: expected values in [0, {classes}), got {labels.min()} to {labels.max()}")
+    return jnp.asarray(images), jnp.asarray(labels, jnp.int32)

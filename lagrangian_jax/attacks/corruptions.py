@@ -1,0 +1,79 @@
+"""Corruptions that no gradient steers: the clean image, Gaussian noise, Gaussian blur."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from lagrangian_jax.attacks.attack import LogitsFn, example_keys, normal
+
+
+def none(key: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
+    """No attack: returns the images. The row of clean accuracy in a suite."""
+    return images
+
+
+def gaussian_noise(
+    key: Array, logits_fn: LogitsFn, images: Array, labels: Array, *, variance: float = 0.05, clip: bool = False
+) -> Array:
+    """Additive Gaussian noise of the given variance, one draw: x + sqrt(variance) N(0, 1).
+
+    Args:
+      key: a PRNG key, or one key an example (B,).
+      logits_fn, labels: unused.
+      images: (B, H, W, C) float32 in [0, 1].
+      variance: in squared units of images; 0.05 in the paper (standard deviation 0.2236).
+      clip: clip the result to [0, 1]. The paper's noise is not clipped (mean l2 norm 12.39 on CIFAR-10, Table 7).
+
+    Returns:
+      images (B, H, W, C), outside [0, 1] unless ``clip``.
+
+    Source: Lagrangian_Unseen `eval_model.py`.
+    """
+    noisy = images + variance**0.5 * normal(example_keys(key, images.shape[0]), images.shape[1:])
+    return jnp.clip(noisy, 0.0, 1.0) if clip else noisy
+
+
+def gaussian_blur(
+    key: Array,
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array,
+    *,
+    kernel_size: int = 5,
+    sigma: float = 1.5,
+    padding: str = "zero",
+) -> Array:
+    """Separable Gaussian blur.
+
+    Args:
+      key, logits_fn, labels: unused.
+      images: (B, H, W, C) float32 in [0, 1].
+      kernel_size: taps, odd.
+      sigma: standard deviation in pixels.
+      padding: "zero" as in the paper (torchgeometry 0.1.2; it darkens the border) or "reflect".
+
+    Returns:
+      images (B, H, W, C) in [0, 1].
+
+    Source: Lagrangian_Unseen `eval_model.py`.
+    """
+    if kernel_size % 2 != 1 or kernel_size < 1:
+        raise ValueError(f"gaussian_blur: kernel_size must be odd and positive, got {kernel_size}")
+    if padding not in ("zero", "reflect"):
+        raise ValueError(f"gaussian_blur: padding must be 'zero' or 'reflect', got {padding!r}")
+    half = kernel_size // 2
+    taps = jnp.exp(-jnp.square(jnp.arange(-half, half + 1)) / (2 * sigma**2))
+    taps = taps / jnp.sum(taps)
+    width = ((0, 0), (half, half), (half, half), (0, 0))
+    padded = jnp.pad(images, width, mode="reflect" if padding == "reflect" else "constant")
+    channels = images.shape[-1]
+    for shape in ((kernel_size, 1, 1, 1), (1, kernel_size, 1, 1)):
+        padded = lax.conv_general_dilated(
+            padded,
+            jnp.tile(taps.reshape(shape), (1, 1, 1, channels)),
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=channels,
+            precision=lax.Precision.HIGHEST,
+        )
+    return padded

@@ -1,0 +1,87 @@
+"""Losses on logits. Each takes logits (B, K) and labels (B,) and returns one float32 value an example, shape (B,)."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def _true_class(logits: Array, labels: Array) -> Array:
+    return jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.bool_)
+
+
+def label_logit(logits: Array, labels: Array) -> Array:
+    """The logit of the label, z_y."""
+    return jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+
+
+def best_other_logit(logits: Array, labels: Array) -> Array:
+    """The largest logit of any class but the label, max_{k != y} z_k (the first of equals, as `argmax`)."""
+    others = jnp.where(_true_class(logits, labels), -jnp.inf, logits)
+    # Through the index, so that a tie sends the whole gradient to one class, as the originals' top-2 does.
+    return jnp.take_along_axis(logits, jnp.argmax(others, axis=-1)[:, None], axis=-1)[:, 0]
+
+
+def margin(logits: Array, labels: Array, kappa: float = jnp.inf) -> Array:
+    r"""The margin loss of the paper, clamped from above.
+
+    .. math:: \min(\max_{k \neq y} z_k - z_y, \kappa)
+
+    Positive when the example is misclassified; attacks maximise it. Where the margin exceeds ``kappa`` its gradient is
+    exactly zero; at equality it passes, as in `torch.clamp`.
+
+    Args:
+      logits: (B, K).
+      labels: (B,), integers in [0, K).
+      kappa: the upper clamp, in units of logits; 1 in the paper's attack, infinite in Fast-LPA.
+
+    Returns:
+      (B,) float32.
+
+    Source: Lagrangian_Unseen `Lag_attack.py`; the clamp is not in the paper.
+
+    >>> import jax.numpy as jnp
+    >>> print(margin(jnp.array([[3.0, 1.0], [0.0, 5.0]]), jnp.array([0, 0]), kappa=1.0))
+    [-2.  1.]
+    """
+    value = best_other_logit(logits, labels) - label_logit(logits, labels)
+    return jnp.where(value <= kappa, value, jnp.asarray(kappa, value.dtype))
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Softmax cross-entropy, -log p_y.
+
+    >>> import jax.numpy as jnp
+    >>> print(cross_entropy(jnp.zeros((1, 4)), jnp.array([2])))
+    [1.3862944]
+    """
+    return jax.nn.logsumexp(logits, axis=-1) - label_logit(logits, labels)
+
+
+def kl_divergence(logits_p: Array, logits_q: Array) -> Array:
+    """KL(softmax(p) || softmax(q)), differentiable in both. Source: the TRADES regulariser."""
+    log_p, log_q = jax.nn.log_softmax(logits_p), jax.nn.log_softmax(logits_q)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def dlr(logits: Array, labels: Array) -> Array:
+    r"""Difference-of-logits ratio of AutoAttack, untargeted: :math:`-(z_y - \max_{k \ne y} z_k) / (z_{(1)} - z_{(3)})`.
+
+    Needs at least 3 classes. Source: Croce and Hein 2020, equation 6.
+    """
+    top = jax.lax.top_k(logits, 3)[0]
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
+    r"""Targeted DLR: :math:`-(z_y - z_t) / (z_{(1)} - (z_{(3)} + z_{(4)}) / 2)`.
+
+    Needs at least 4 classes. Source: Croce and Hein 2020, equation 7.
+    """
+    top = jax.lax.top_k(logits, 4)[0]
+    difference = label_logit(logits, targets) - label_logit(logits, labels)
+    return difference / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+
+
+def boosted_cross_entropy(logits: Array, labels: Array) -> Array:
+    """MART's loss on adversarial logits: -log p_y - log(1.0001 - max_{k != y} p_k + 1e-12)."""
+    return cross_entropy(logits, labels) - jnp.log(1.0001 - best_other_logit(jax.nn.softmax(logits), labels) + 1e-12)

@@ -1,0 +1,50 @@
+"""Networks: `flax.linen` modules from images to logits."""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from lagrangian_jax.models.resnet import ResNet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": functools.partial(ResNet, stages=(2, 2, 2, 2)),
+    "resnet34": functools.partial(ResNet, stages=(3, 4, 6, 3)),
+}
+
+__all__ = ["MODELS", "create", "names"]
+
+
+def names() -> tuple[str, ...]:
+    """The names that `create` takes."""
+    return tuple(sorted(MODELS))
+
+
+def create(name: str, **parameters: Any) -> nn.Module:
+    """A network by name; ``network.apply(variables, images, train=False)`` gives logits.
+
+    Args:
+      name: one of `names()`.
+      **parameters: attributes of the network's class, e.g. ``num_classes``, ``width``, ``stem``, ``mean``, ``std``, ``dtype``.
+
+    Raises:
+      ValueError: unknown name or parameter; lists the valid ones.
+
+    >>> import lagrangian_jax as lj
+    >>> lj.models.create("resnet18", num_classes=10, width=16).width
+    16
+    """
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ValueError(f"unknown network {name!r}{hint} Valid: {', '.join(names())}")
+    build = MODELS[name]
+    cls = build.func if isinstance(build, functools.partial) else build
+    valid = [p for p in inspect.signature(cls).parameters if p not in ("parent", "name", "stages", "block")]
+    for parameter in parameters:
+        if parameter not in valid:
+            raise ValueError(f"network {name!r} takes no parameter {parameter!r}. Valid: {', '.join(valid)}")
+    return build(**parameters)

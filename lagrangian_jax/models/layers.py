@@ -1,0 +1,147 @@
+"""Convolution, batch normalisation and initialisers with PyTorch's semantics, in NHWC."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+# PyTorch's default for convolutions and linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# torchvision's for its ResNets: kaiming_normal_(mode="fan_out", nonlinearity="relu").
+kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def torch_bias_uniform(fan_in: int):
+    """PyTorch's default for a bias: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    limit = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolution(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    """`lax.conv_general_dilated`, NHWC x HWIO -> NHWC, with an input gradient that is fast in loops on a CPU.
+
+    Inside a `while` loop XLA's CPU compiler leaves the input gradient, as JAX writes it (a kernel with its in and out
+    features swapped by the dimension numbers), to a plain loop nest: five times slower than its convolution library.
+    With the swap done on the kernel, an attack in a `fori_loop` runs as fast as one written out. Elsewhere JAX's own
+    gradient is used.
+    """
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
+
+
+def _convolution_forward(x, kernel, stride, padding):
+    return convolution(x, kernel, stride, padding), (x, kernel)
+
+
+def _convolution_backward(stride, padding, residuals, cotangent):
+    x, kernel = residuals
+
+    def plain(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
+
+    def input_gradient_cpu(cotangent):
+        swapped = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+        sides = []
+        for axis in (0, 1):
+            low = kernel.shape[axis] - 1 - padding[axis][0]
+            high = x.shape[axis + 1] - 1 - (cotangent.shape[axis + 1] - 1) * stride - low + kernel.shape[axis] - 1
+            sides.append((low, high))
+        dilation = (stride, stride)
+        return lax.conv_general_dilated(
+            cotangent, swapped, (1, 1), sides, lhs_dilation=dilation, dimension_numbers=_LAYOUT
+        )
+
+    def input_gradient(cotangent):
+        return jax.vjp(lambda x: plain(x, kernel), x)[1](cotangent)[0]
+
+    (kernel_gradient,) = jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](cotangent)
+    return lax.platform_dependent(cotangent, cpu=input_gradient_cpu, default=input_gradient), kernel_gradient
+
+
+convolution.defvjp(_convolution_forward, _convolution_backward)
+
+
+class Conv(nn.Module):
+    """A 2-D convolution with PyTorch's explicit padding; computes in ``dtype``, keeps parameters in float32."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = False
+    kernel_init: Any = torch_uniform
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        size = self.kernel_size
+        kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
+        sides = ((self.padding, self.padding), (self.padding, self.padding))
+        x = convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, sides)
+        if self.use_bias:
+            bias = self.param("bias", torch_bias_uniform(size * size * kernel.shape[2]), (self.features,))
+            x = x + bias.astype(self.dtype)
+        return x
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation as in PyTorch: the running variance takes the unbiased batch variance (Flax: the biased one).
+
+    Statistics are float32 whatever the compute precision. With ``axis_name`` they are those of the global batch.
+
+    Attributes:
+      momentum: share of the old running statistics that is kept; 0.9 is PyTorch's 0.1.
+      axis_name: mesh axis over which the batch is split, or None for the statistics of the local batch.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        features = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        running_mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(features))
+        running_var = self.variable("batch_stats", "var", lambda: jnp.ones(features))
+        if train:
+            mean, var = self._batch_statistics(x, running_mean, running_var)
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return (x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)).astype(self.dtype)
+
+    def _batch_statistics(self, x, running_mean, running_var):
+        axes = tuple(range(x.ndim - 1))
+        x = x.astype(jnp.float32)
+        mean = jnp.mean(x, axes)
+        count = x.size // x.shape[-1]
+        if self.axis_name is None or self.is_initializing():
+            var = jnp.mean(jnp.square(x - mean), axes)
+        else:
+            local_mean = mean
+            mean = lax.pmean(local_mean, self.axis_name)
+            var = lax.pmean(jnp.mean(jnp.square(x - mean), axes), self.axis_name)
+            count *= lax.axis_size(self.axis_name)
+        if not self.is_initializing():
+            keep = self.momentum
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean
+            running_var.value = keep * running_var.value + (1 - keep) * var * (count / max(1, count - 1))
+        return mean, var
+
+
+def normalise(images: Array, mean: Sequence[float] | None, std: Sequence[float] | None) -> Array:
+    """(images - mean) / std a channel; the identity where both are None."""
+    if mean is None and std is None:
+        return images
+    mean = jnp.asarray(mean if mean is not None else 0.0, images.dtype)
+    return (images - mean) / jnp.asarray(std if std is not None else 1.0, images.dtype)

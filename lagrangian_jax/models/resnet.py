@@ -1,0 +1,100 @@
+"""Residual networks (He et al. 2016) for CIFAR and ImageNet, in the layouts that PyTorch weights come in.
+
+Submodules carry PyTorch's names (``layer1_0.conv1`` here is ``layer1.0.conv1`` there), so weights map by name.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from lagrangian_jax.models.layers import BatchNorm, Conv, kaiming_fan_out, normalise, torch_bias_uniform, torch_uniform
+
+
+class Block(nn.Module):
+    """Basic block: two 3x3 convolutions and a shortcut, a 1x1 convolution where the shape changes."""
+
+    features: int
+    stride: int
+    shortcut: str
+    kernel_init: Any
+    axis_name: str | None
+    dtype: Any
+
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        common = dict(kernel_init=self.kernel_init, dtype=self.dtype)
+        y = Conv(self.features, 3, self.stride, 1, name="conv1", **common)(x)
+        y = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="bn1")(y, train))
+        y = Conv(self.features, 3, 1, 1, name="conv2", **common)(y)
+        y = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="bn2")(y, train)
+        if y.shape != x.shape:
+            x = Conv(self.features, 1, self.stride, name=f"{self.shortcut}_0", **common)(x)
+            x = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=f"{self.shortcut}_1")(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """A ResNet on images (B, H, W, C) in [0, 1]; returns float32 logits (B, num_classes).
+
+    ``network.apply(variables, images, train=False)`` uses running statistics; ``train=True`` uses those of the batch and
+    updates the running ones in the collection ``batch_stats``, which must be mutable.
+
+    Attributes:
+      stages: blocks in each of the four stages.
+      num_classes: outputs.
+      width: channels of the first stage; 64 in the publications.
+      stem: "cifar" (3x3 stride 1, no pooling; names of most adversarial-training code) or "imagenet" (7x7 stride 2 and
+        max-pooling; torchvision's names and initialisation).
+      block: the residual block.
+      mean, std: normalisation of the input a channel, or None.
+      axis_name: mesh axis of the batch, for batch statistics over all devices.
+      dtype: precision of convolutions; parameters, statistics and logits are float32.
+    """
+
+    stages: Sequence[int]
+    num_classes: int = 10
+    width: int = 64
+    stem: str = "cifar"
+    block: Any = Block
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False, features: bool = False) -> Any:
+        """Logits; with ``features`` also the outputs of the four stages, for self-LPIPS."""
+        imagenet = self.stem == "imagenet"
+        kernel_init = kaiming_fan_out if imagenet else torch_uniform
+        size, stride, padding = (7, 2, 3) if imagenet else (3, 1, 1)
+        x = normalise(images, self.mean, self.std)
+        x = Conv(self.width, size, stride, padding, kernel_init=kernel_init, dtype=self.dtype, name="conv1")(x)
+        x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="bn1")(x, train))
+        if imagenet:
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        outputs = []
+        for stage, blocks in enumerate(self.stages):
+            for index in range(blocks):
+                x = self.block(
+                    features=self.width * 2**stage,
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    shortcut="downsample" if imagenet else "shortcut",
+                    kernel_init=kernel_init,
+                    axis_name=self.axis_name,
+                    dtype=self.dtype,
+                    name=f"layer{stage + 1}_{index}",
+                )(x, train)
+            outputs.append(x)
+        pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        logits = nn.Dense(
+            self.num_classes,
+            kernel_init=torch_uniform,
+            bias_init=torch_bias_uniform(pooled.shape[-1]),
+            name="fc" if imagenet else "linear",
+        )(pooled)
+        return (logits, outputs) if features else logits
