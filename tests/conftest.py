@@ -1,0 +1,71 @@
+"""Fixtures shared by the tests. Recorded values and data live beside the checkout; their tests skip where those are absent."""
+
+import functools
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def golden() -> pathlib.Path:
+    """Recorded inputs and outputs of the original implementations."""
+    folder = SHARED / "reference" / "golden"
+    if not folder.is_dir():
+        pytest.skip("the recorded values (../shared/reference/golden) are not here")
+    return folder
+
+
+@functools.cache
+def _cifar10_test(directory: str) -> tuple[np.ndarray, np.ndarray]:
+    import tensorflow_datasets as tfds
+
+    source = tfds.builder("cifar10", data_dir=directory).as_data_source(split="test")
+    rows = sorted(source.__getitems__(range(len(source))), key=lambda row: row["id"])[:256]
+    return np.stack([row["image"] for row in rows]), np.array([row["label"] for row in rows], np.int32)
+
+
+@pytest.fixture(scope="session")
+def cifar10_test():
+    """``cifar10_test(n)``: the first n <= 256 CIFAR-10 test images, float32 in [0, 1], and labels."""
+    directory = os.environ.get("TFDS_DATA_DIR", str(SHARED / "data" / "tfds"))
+    if not (pathlib.Path(directory) / "cifar10").is_dir():
+        pytest.skip("CIFAR-10 in TFDS form is not here (TFDS_DATA_DIR or ../shared/data/tfds)")
+
+    def first(n: int):
+        images, labels = _cifar10_test(directory)
+        return images[:n].astype(np.float32) / 255, labels[:n]
+
+    return first
+
+
+@pytest.fixture(scope="session")
+def network_a(golden):
+    """The recorded network A (slim ResNet-18): ``logits_fn(images)``."""
+    import lagrangian_jax as lj
+
+    network = lj.models.create("resnet18", num_classes=10, width=16)
+    variables = lj.interop.load(golden / "model_a.safetensors", network)
+    return lambda images: network.apply(variables, images, train=False)
+
+
+@pytest.fixture(scope="session")
+def linear_network():
+    """``linear_network(shape, classes)``: (logits_fn, weights (D, K), biases (K,)), a network whose answers are known."""
+
+    def build(shape=(4, 4, 3), classes=3, seed=0):
+        rng = np.random.default_rng(seed)
+        weights = rng.normal(size=(int(np.prod(shape)), classes)).astype(np.float32)
+        biases = rng.normal(size=classes).astype(np.float32)
+        return lambda images: images.reshape(images.shape[0], -1) @ weights + biases, weights, biases
+
+    return build
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
