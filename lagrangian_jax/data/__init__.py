@@ -1,0 +1,46 @@
+"""Data sets: small ones resident in memory as uint8, large ones read image by image and streamed.
+
+``load(config)`` makes a `Dataset` of the configuration's ``data`` section; `augmentation.augment` crops and flips
+resident images on the device.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from lagrangian_jax.data.cifar10 import cifar10, cifar10_three_classes
+from lagrangian_jax.data.dataset import DataError, Dataset, Source, Split
+from lagrangian_jax.data.digits import digits
+from lagrangian_jax.names import unknown
+
+__all__ = ["DATASETS", "DataError", "Dataset", "Source", "Split", "load", "names"]
+
+DATASETS: dict[str, Callable[[Any], Dataset]] = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "cifar10_three_classes": cifar10_three_classes,
+}
+
+
+def names() -> tuple[str, ...]:
+    """The registered data sets."""
+    return tuple(DATASETS)
+
+
+def load(config: Any) -> Dataset:
+    """The data set that a configuration describes.
+
+    Args:
+      config: an object with the attribute ``name`` and, where they matter, ``dir`` (where the data lies; by default
+        TFDS_DATA_DIR or ~/tensorflow_datasets), ``validation`` (how many training images to hold out; default 0),
+        ``image_size``, ``workers`` (threads to decode with; default: one a core), ``cache_dir``.
+
+    Returns:
+      a `Dataset`. Which image is in which split depends on the data set and ``validation`` alone, not on any seed.
+
+    Raises:
+      ValueError: for an unknown name; the nearest is suggested.
+      DataError: (a ValueError) for data that is missing, damaged, or too little for ``validation``.
+    """
+    if config.name not in DATASETS:
+        raise unknown("data set", config.name, DATASETS)
+    return DATASETS[config.name](config)

@@ -1,0 +1,57 @@
+"""Arrays that took time to make, kept on disk between runs."""
+
+import hashlib
+import logging
+import os
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+
+def folder(config: Any) -> pathlib.Path:
+    """``config.cache_dir``, else ``$XDG_CACHE_HOME/lagrangian_jax``, else ``~/.cache/lagrangian_jax``."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(getattr(config, "cache_dir", "") or f"{home}/lagrangian_jax").expanduser()
+
+
+def fingerprint(files: Iterable[pathlib.Path]) -> str:
+    """Sixteen hexadecimal digits that change when a file is moved, replaced or written to."""
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def cached(path: pathlib.Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays in ``path`` (.npz, checksummed); made and written there if it is absent or damaged.
+
+    A directory that cannot be written to costs the time of making them again and nothing else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:  # the archive's checksums are compared while reading
+            return dict(archive)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+        log.warning("%s is damaged (%s); making it again", path, error)
+    arrays = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written beside and renamed, so that neither a kill nor a second process leaves half a file under the name.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
+            try:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        os.replace(file.name, path)
+    except OSError as error:
+        log.warning("%s could not be written (%s); the data is read anew at every start", path, error)
+    return arrays

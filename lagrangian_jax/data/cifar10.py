@@ -1,0 +1,94 @@
+"""CIFAR-10 from a TFDS directory, and its first three classes (the paper's comparison with Carlini-Wagner training)."""
+
+import io
+import json
+import os
+import pathlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lagrangian_jax.data import cache, records
+from lagrangian_jax.data.dataset import DataError, Dataset, Split, decode_error, divide
+
+SIZES = {"train": 50_000, "test": 10_000}
+
+
+def cifar10(config: Any) -> Dataset:
+    """50,000 training and 10,000 test images of 32x32 pixels, in the order they were published in.
+
+    They are decoded once and kept in the cache directory (184 MB); later starts read that.
+    """
+    return _dataset(config, "cifar10", slice(None))
+
+
+def cifar10_three_classes(config: Any) -> Dataset:
+    """Airplane, automobile and bird: 15,000 training and 3,000 test images."""
+    return _dataset(config, "cifar10_three_classes", slice(3))
+
+
+def _dataset(config: Any, name: str, classes: slice) -> Dataset:
+    if getattr(config, "image_size", 0) not in (0, 32):
+        raise DataError(f"image_size: CIFAR-10 is 32x32, got {config.image_size}")
+    path = records.find("cifar10", config)
+    labels = records.label_names(path)[classes]
+    file = cache.folder(config) / f"cifar10-{path.name}-{cache.fingerprint(records.files(path))}.npz"
+    arrays = cache.cached(file, lambda: _read(path, getattr(config, "workers", 0) or os.cpu_count() or 1))
+    train, test = (_split(arrays, split, len(labels)) for split in SIZES)
+    return Dataset(
+        name=name,
+        classes=labels,
+        **divide(train, test, getattr(config, "validation", 0)),
+        remark=_remark(records.directory(config).resolve().parent / "cifar10_not_exact.json", train, test),
+    )
+
+
+def _split(arrays: dict[str, np.ndarray], name: str, classes: int) -> Split:
+    images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
+    split = Split(images, labels, np.arange(len(labels), dtype=np.int32))
+    return split if classes == 10 else split.take(labels < classes)
+
+
+def _read(path: pathlib.Path, threads: int) -> dict[str, np.ndarray]:
+    """Decodes both splits and puts them in the order of their ids, ``train_00000`` onwards."""
+    arrays: dict[str, np.ndarray] = {}
+    for split, count in SIZES.items():
+        source = records.open_split(path, split)
+        images, labels = np.empty((count, 32, 32, 3), np.uint8), np.full(count, -1, np.int32)
+
+        def place(rows, source=source, images=images, labels=labels):
+            for row in records.read(source, rows):
+                name = row["id"].decode()
+                try:
+                    position = int(name.rpartition("_")[2])
+                    images[position] = Image.open(io.BytesIO(row["image"]))
+                    labels[position] = row["label"]
+                except Exception as error:
+                    raise decode_error(f"{path}, record {name}", error) from error
+
+        chunks = np.array_split(np.arange(len(source)), max(1, len(source) // records.CHUNK))
+        with ThreadPoolExecutor(threads) as pool:  # Pillow decodes outside the interpreter lock
+            list(pool.map(place, chunks))
+        if (labels < 0).any():
+            raise DataError(f"{path}: lacks {int((labels < 0).sum())} of {count} {split} images; prepare it again")
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    return arrays
+
+
+def _remark(inexact: pathlib.Path, train: Split, test: Split) -> str:
+    """What is known to differ from the published pixels: a JSON file beside the TFDS directory lists such images."""
+    try:
+        listed = json.loads(inexact.read_text())
+        counts = [int(np.isin(split.indices, listed[name]).sum()) for name, split in (("train", train), ("test", test))]
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{inexact}: expected lists of image numbers under 'train' and 'test' ({error!r})") from error
+    if not any(counts):
+        return ""
+    return (
+        f"{counts[0]} of the {len(train.labels):,} training images and {counts[1]} of the {len(test.labels):,} test "
+        "images were decoded from JPEG and differ slightly from the published pixels."
+    )

@@ -1,0 +1,113 @@
+"""What a data set is: three splits, each resident in memory or read image by image, and how a split is divided."""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+SEED = 20210327  # of every fixed division of a data set; the run's own seed never moves an image between splits
+
+
+class DataError(ValueError):
+    """Data that is missing, damaged or not what the configuration says; the message says where and what to do."""
+
+
+class Split(NamedTuple):
+    """Images in memory.
+
+    Attributes:
+      images: (N, H, W, C) uint8.
+      labels: (N,) int32.
+      indices: (N,) int32, each image's place in the data set as published (its training or its test part).
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+
+    def take(self, rows: np.ndarray | slice) -> "Split":
+        """The given rows, in the given order."""
+        return Split(self.images[rows], self.labels[rows], self.indices[rows])
+
+
+class Source(Protocol):
+    """Images read one at a time, in any order, from any process (it pickles small); `stream` makes batches of it.
+
+    Attributes:
+      labels: (N,) int32.
+      indices: (N,) int64, each image's place in the data set as published.
+    """
+
+    labels: np.ndarray
+    indices: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> tuple[Image.Image, int]:
+        """An RGB image of any size, and its label."""
+        ...
+
+    def take(self, rows: np.ndarray) -> "Source":
+        """The given rows, in the given order."""
+        ...
+
+
+class Dataset(NamedTuple):
+    """A data set, from `lagrangian_jax.data.load`.
+
+    Attributes:
+      name: the registered name.
+      classes: their names, by label.
+      train: what is trained on; ``validation`` is not in it.
+      validation: held-out training images, for choosing a checkpoint; may be empty.
+      test: only ever measured on.
+      remark: what a reader of a result must know of the data, in a sentence or two; may be empty.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split | Source
+    validation: Split | Source
+    test: Split | Source
+    remark: str
+
+
+def hold_out(labels: np.ndarray, count: int, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
+    """Divides rows at random into those kept and ``count`` held out, each class in proportion to within one image.
+
+    Args:
+      labels: (N,) integers.
+      count: how many to hold out.
+      seed: of the draw.
+
+    Returns:
+      (kept, held out), ascending row numbers.
+
+    >>> kept, held = hold_out(np.array([0, 0, 0, 0, 1, 1, 1, 1]), 2)
+    >>> len(kept), len(held), sorted(int(row >= 4) for row in held)
+    (6, 2, [0, 1])
+    """
+    if not 0 <= count <= len(labels):
+        raise DataError(f"validation: expected 0 to {len(labels)} images (there are no more for training), got {count}")
+    rng = np.random.default_rng(seed)
+    # An image's quantile within its class, in random order: the images below a common quantile are a fair share of
+    # every class, and the small random term settles which classes give one more when the shares are not whole.
+    quantile = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        quantile[rng.permutation(rows)] = (np.arange(len(rows)) + rng.uniform()) / len(rows)
+    order = np.argsort(quantile, kind="stable")
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def divide(train: Split, test: Split, validation: int) -> dict[str, Split]:
+    """``train`` less its validation images, those, and ``test``, by the names that `Dataset` has for them."""
+    kept, held = hold_out(train.labels, validation)
+    if validation and not len(kept):
+        raise DataError(f"validation: expected fewer than the {len(train.labels)} training images, got {validation}")
+    return {"train": train.take(kept), "validation": train.take(held), "test": test}
+
+
+def decode_error(name: str, error: Exception) -> DataError:
+    """The error for an image that cannot be read."""
+    return DataError(f"{name}: cannot be read as an image ({error}); replace or remove it")

@@ -1,0 +1,93 @@
+"""Reads what TensorFlow Datasets prepared, without TensorFlow."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from lagrangian_jax.data.dataset import DataError
+
+CHUNK = 1024  # records a read: enough for the reader's threads, little enough to hold
+
+
+def directory(config: Any) -> pathlib.Path:
+    """Where data sets lie: ``config.dir``, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    given = getattr(config, "dir", "") or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return pathlib.Path(given).expanduser()
+
+
+def find(name: str, config: Any) -> pathlib.Path:
+    """The newest prepared version of a data set, ``<directory>/<name>/<version>``.
+
+    Raises:
+      DataError: if there is none, or only in a format without random access; it says which command prepares it.
+    """
+    folder = directory(config) / name
+    prepare = (
+        f"Prepare it once with: pip install 'lagrangian_jax[prepare]' && "
+        f"python -m lagrangian_jax.data.prepare {name} --dir {directory(config)}"
+    )
+    prepared = [path.parent for path in folder.glob("*/dataset_info.json") if _version(path.parent.name)]
+    if not prepared:
+        raise DataError(
+            f"{name}: not found in {folder} (from --config.data.dir, else TFDS_DATA_DIR, else ~/tensorflow_datasets). "
+            + prepare
+        )
+    readable = [path for path in prepared if _format(path) == "array_record"]
+    if not readable:
+        raise DataError(
+            f"{name}: {prepared[0]} was prepared as {_format(prepared[0])}, which only TensorFlow reads. {prepare}"
+        )
+    return max(readable, key=lambda path: _version(path.name))
+
+
+def _version(name: str) -> tuple[int, ...]:
+    parts = name.split(".")
+    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
+
+
+def _format(path: pathlib.Path) -> str:
+    try:
+        return json.loads((path / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(f"{path / 'dataset_info.json'}: cannot be read ({error})") from error
+
+
+def open_split(path: pathlib.Path, split: str) -> Any:
+    """Random access to a split's records: dicts, in which ``image`` is the undecoded file."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(path)
+    files = builder.info.splits[split].filepaths
+    for file in files:
+        if not os.path.exists(file):
+            raise DataError(
+                f"{file}: missing, though {path / 'dataset_info.json'} lists it; prepare the data set again"
+            )
+    return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The record files of all splits, sorted."""
+    return sorted(path.glob("*.array_record*"))
+
+
+def label_names(path: pathlib.Path) -> tuple[str, ...]:
+    """The names of the classes, in the order of the labels."""
+    try:
+        return tuple((path / "label.labels.txt").read_text().split("\n")[:-1])
+    except OSError as error:
+        raise DataError(f"{path / 'label.labels.txt'}: cannot be read ({error}); prepare the data set again") from error
+
+
+def read(source: Any, rows: Iterable[int] | None = None) -> Iterator[dict[str, Any]]:
+    """The records in the given order (all by default), read in chunks."""
+    rows = list(range(len(source)) if rows is None else rows)
+    for start in range(0, len(rows), CHUNK):
+        try:
+            yield from source.__getitems__(rows[start : start + CHUNK])
+        except DataError:
+            raise
+        except Exception as error:  # the reader's own errors differ by version and are of no common class
+            raise DataError(f"{source.dataset_info.data_dir}: records cannot be read ({error})") from error
