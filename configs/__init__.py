@@ -1,0 +1,1 @@
+"""Configurations; `lagrangian_jax.config` reads them."""

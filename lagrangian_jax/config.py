@@ -1,0 +1,242 @@
+"""Configurations: plain data with defaults for every field, files that change some of them, and the command line.
+
+A configuration file defines ``get_config(options="")`` and returns a `ConfigDict` made by `default`; ``options`` is what
+follows the colon in ``--config=configs/cifar10.py:pgd_l2,slim``: a training method, presets, or both.
+"""
+
+import argparse
+import ast
+import importlib.util
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lagrangian_jax import methods
+from lagrangian_jax.names import unknown
+
+
+def default() -> ConfigDict:
+    """Every field of a configuration, with what most runs want."""
+    config = ConfigDict()
+    config.seed = 0
+    config.deterministic = False  # the same bits every time, also on a GPU, where it costs speed
+
+    config.data = ConfigDict()
+    config.data.name = "cifar10"
+    config.data.dir = ""  # of TFDS data sets or class folders; "" is TFDS_DATA_DIR, or TFDS's own default
+    config.data.validation = 1024  # training images held out for model selection
+    config.data.image_size = 32
+    config.data.workers = 8  # processes that decode streamed images
+
+    config.augmentation = ConfigDict()  # of data sets that live on the device; streamed ones crop at random
+    config.augmentation.padding = 4
+    config.augmentation.mode = "reflect"
+    config.augmentation.flip = True
+
+    config.network = ConfigDict()
+    config.network.name = "resnet18"
+    config.network.width = 64
+    config.network.stem = "cifar"
+    config.precision = "float32"  # of convolutions: float32 or bfloat16
+
+    set_method(config, "lagrangian")
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = False
+    config.optimizer.weight_decay = 2e-4  # on every parameter
+    config.optimizer.schedule = "step"  # "step": times `factor` at each milestone; "cosine"; "linear": both to zero
+    config.optimizer.milestones = (70, 90)  # epochs
+    config.optimizer.factor = 0.1
+    config.optimizer.warmup = 0.0  # epochs of linear increase from zero
+
+    config.train = ConfigDict()
+    config.train.epochs = 100
+    config.train.clean_epochs = 3  # the first epochs, on clean images
+    config.train.batch_size = 50
+    config.train.steps = 0  # of each epoch; 0: all that the training set gives
+    config.train.average = 0.0  # decay of the moving average of weights and statistics; 0: none
+    config.train.steps_per_call = 0  # steps in one compiled program; 0: one on a CPU, 50 elsewhere
+    config.train.log_steps = 50
+    config.train.checkpoint_steps = 0  # besides the end of every epoch; 0: only there
+
+    config.validation = ConfigDict()  # robust accuracy on the held-out images, after every epoch
+    config.validation.attack = "pgd_l2"
+    config.validation.bound = 1.0
+    config.validation.steps = 10
+    config.validation.step_size = 0.25
+
+    config.evaluation = ConfigDict()
+    config.evaluation.suite = "cifar10_table1"
+    config.evaluation.checkpoint = "last"  # or "best", by validation
+    config.evaluation.batch_size = 500
+    config.evaluation.examples = 0  # the first so many test images; 0: all
+    return config
+
+
+def set_method(config: ConfigDict, name: str, **values: Any) -> None:
+    """Chooses the training method: its name and all its parameters become ``config.method``."""
+    known = methods.parameters(name)
+    for value in values:
+        if value not in known:
+            raise unknown(f"parameter of method {name!r}:", value, known)
+    config.method = ConfigDict({"name": name, **known, **values})
+
+
+def choose(
+    config: ConfigDict,
+    options: str,
+    method_values: Mapping[str, Mapping[str, Any]],
+    presets: Mapping[str, Callable[[ConfigDict], None]],
+) -> ConfigDict:
+    """Applies ``method,preset,...`` to a configuration.
+
+    Args:
+      config: what to change.
+      options: comma-separated names, the method (if any) first.
+      method_values: for each method that makes sense here, the parameters that differ from its defaults.
+      presets: functions that change the configuration.
+    """
+    names = [name for name in options.split(",") if name]
+    if names and names[0] in method_values:
+        set_method(config, names[0], **method_values[names[0]])
+        names = names[1:]
+    for name in names:
+        if name not in presets:
+            raise unknown("method or preset", name, (*method_values, *presets))
+        presets[name](config)
+    return config
+
+
+class UsageError(Exception):
+    """Wrong input from the command line: shown as one line, exit code 2."""
+
+
+def parse(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, ConfigDict]:
+    """Reads ``--config=FILE[:options]``, ``--config.field=value`` and what ``parser`` adds.
+
+    Returns:
+      the parsed arguments and the locked configuration.
+
+    Raises:
+      UsageError: an unknown file, option, field or value; one line that names the nearest valid one.
+    """
+    parser.add_argument("--config", default="digits", help="a file, or the name of a packaged one; FILE:method,preset")
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = []
+    for argument in rest:
+        if not argument.startswith("--config.") or "=" not in argument:
+            raise UsageError(f"unknown argument {argument!r}; fields are set as --config.field=value")
+        overrides.append(argument.removeprefix("--config.").split("=", 1))
+    try:
+        config = load(arguments.config)
+        for field, value in overrides:
+            set_field(config, field, value)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return arguments, config
+
+
+def load(spec: str) -> ConfigDict:
+    """The locked configuration of ``FILE[:options]``; a bare name means a packaged file, as ``cifar10:pgd_l2``."""
+    name, _, options = spec.partition(":")
+    path = pathlib.Path(name)
+    if not path.suffix and not path.exists():
+        path = packaged() / f"{name}.py"
+    if not path.is_file():
+        known = sorted(p.stem for p in packaged().glob("*.py") if p.stem != "__init__")
+        raise unknown("configuration", name, known)
+    spec_of_file = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec_of_file is not None
+    assert spec_of_file.loader is not None
+    module = importlib.util.module_from_spec(spec_of_file)
+    spec_of_file.loader.exec_module(module)
+    return module.get_config(options).lock()
+
+
+def packaged() -> pathlib.Path:
+    """The folder of the configurations that come with the package."""
+    beside = pathlib.Path(__file__).resolve().parent
+    installed = beside / "configs"
+    return installed if installed.is_dir() else beside.parent / "configs"
+
+
+def set_field(config: ConfigDict, field: str, text: str) -> None:
+    """Sets ``field`` (dots descend) to ``text``, read as the type that the field has."""
+    *parents, last = field.split(".")
+    holder = config
+    for depth, name in enumerate([*parents, last]):
+        if not isinstance(holder, ConfigDict) or name not in holder:
+            valid = list(holder) if isinstance(holder, ConfigDict) else []
+            prefix = ".".join(parents[:depth])
+            raise unknown(f"field in config{'.' if prefix else ''}{prefix}:", name, valid)
+        if depth < len(parents):
+            holder = holder[name]
+    old = holder[last]
+    if isinstance(old, ConfigDict):
+        raise ValueError(f"config.{field} is a group; set one of its fields: {', '.join(old)}")
+    holder[last] = _read(field, text, old)
+
+
+def _read(field: str, text: str, old: Any) -> Any:
+    if isinstance(old, str):
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if text in ("true", "false", "none") else text)
+    except (SyntaxError, ValueError):
+        value = _fraction(text)
+    if old is None or value is None:
+        return value
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(old, tuple) and isinstance(value, (list, int, float)):
+        return tuple(value) if isinstance(value, list) else (value,)
+    if type(value) is not type(old):
+        raise ValueError(f"config.{field}: expected {type(old).__name__}, like {old!r}; got {text!r}")
+    return value
+
+
+def _fraction(text: str) -> Any:
+    """8/255 and the like; anything else stays text."""
+    top, slash, bottom = text.partition("/")
+    try:
+        return float(top) / float(bottom) if slash else text
+    except ValueError:
+        return text
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """Nested dictionaries of JSON types."""
+    return {
+        key: plain(value) if isinstance(value, ConfigDict) else list(value) if isinstance(value, tuple) else value
+        for key, value in config.items()
+    }
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines ``field: theirs -> ours`` for every field in which two plain configurations differ."""
+    lines = []
+    for key in sorted({*ours, *theirs}):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {b!r} there, {a!r} here")
+    return lines
+
+
+def fail(message: str) -> None:
+    """One line on the error stream, for wrong input."""
+    print(f"error: {message}", file=sys.stderr)
+
+
+def make_deterministic() -> None:
+    """Asks XLA for the same bits every time; must come before JAX touches a device."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()

@@ -1,0 +1,46 @@
+"""Training methods: pure functions that craft images and say what to minimise."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from lagrangian_jax.methods.lagrangian import lagrangian
+from lagrangian_jax.methods.method import Batch, Crafted, Method, Network, Outcome
+from lagrangian_jax.methods.standard import standard
+from lagrangian_jax.names import unknown
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "standard": standard,
+    "lagrangian": lagrangian,
+}
+
+__all__ = ["METHODS", "Batch", "Crafted", "Method", "Network", "Outcome", "create", "names", "parameters"]
+
+
+def names() -> tuple[str, ...]:
+    """The names that `create` takes."""
+    return tuple(METHODS)
+
+
+def parameters(name: str) -> dict[str, Any]:
+    """The parameters of a method with their defaults.
+
+    >>> parameters("lagrangian")["multiplier"]
+    2.0
+    """
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return {p.name: p.default for p in inspect.signature(METHODS[name]).parameters.values()}
+
+
+def create(name: str, **values: Any) -> Method:
+    """A configured training method.
+
+    Raises:
+      ValueError: unknown name or parameter; names the nearest and lists the valid ones.
+    """
+    valid = parameters(name)
+    for value in values:
+        if value not in valid:
+            raise unknown(f"parameter of method {name!r}:", value, valid)
+    return METHODS[name](**values)

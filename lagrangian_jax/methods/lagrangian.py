@@ -1,0 +1,40 @@
+"""The paper's method: train on images of the Lagrangian attack."""
+
+from lagrangian_jax.attacks.lagrangian import lagrangian_with_state
+from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy
+
+
+def lagrangian(
+    *,
+    steps: int = 5,
+    step_size: float = 0.15,
+    multiplier: float = 2.0,
+    decay: float = 0.1,
+    init_std: float = 0.01,
+    kappa: float = 1.0,
+    statistics: str = "train",
+) -> Method:
+    """Training with the Lagrangian attack (Algorithm 1); cross-entropy on the adversarial images.
+
+    The parameters are those of `lagrangian_jax.attacks.lagrangian.lagrangian`. Every example is attacked, misclassified
+    ones too.
+
+    Args:
+      statistics: batch normalisation in the attack. "train" is the released code's: the network is never switched to
+        evaluation mode, so each of the attack's forward passes uses the statistics of the perturbed batch and updates the
+        running averages, 6 updates an iteration with the outer one. "eval" uses the running averages, and nothing
+        couples the examples.
+
+    Source: Lagrangian_Unseen `train_cifar.py`. The paper writes the same loss inside and outside; the code trains with the
+    cross-entropy.
+    """
+    options = dict(steps=steps, step_size=step_size, multiplier=multiplier, decay=decay, init_std=init_std, kappa=kappa)
+
+    def craft(keys, network, batch, memory, epoch):
+        forward = network.bind(statistics)
+        images, batch_stats = lagrangian_with_state(
+            keys, forward, network.batch_stats, batch.images, batch.labels, **options
+        )
+        return Crafted(images, batch_stats, memory)
+
+    return Method(craft, adversarial_cross_entropy)

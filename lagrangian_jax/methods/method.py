@@ -1,0 +1,78 @@
+"""What a training method is: how it crafts its images, what it minimises, what it remembers of each example."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+from jax import Array
+
+from lagrangian_jax.attacks.gradient import Forward
+from lagrangian_jax.losses import cross_entropy
+from lagrangian_jax.models.forward import bind
+
+
+class Batch(NamedTuple):
+    """A training batch: images (B, H, W, C) in [0, 1], labels (B,), and the index (B,) of each in the training set."""
+
+    images: Array
+    labels: Array
+    index: Array
+
+
+class Network(NamedTuple):
+    """A network with parameters and batch statistics, as `Method.craft` sees it; gradients do not flow to ``params``."""
+
+    module: nn.Module
+    params: Any
+    batch_stats: Any
+
+    def bind(self, statistics: str) -> Forward:
+        """``forward(images, batch_stats)`` in the given mode of batch normalisation, on this device's examples alone."""
+        return bind(self.module, self.params, statistics)
+
+
+class Crafted(NamedTuple):
+    """What `Method.craft` returns.
+
+    Attributes:
+      images: what the method trains on, (B, H, W, C).
+      batch_stats: the running statistics after the forward passes of the attack.
+      memory: the rows of the batch's examples, updated.
+      extra: whatever the method's loss needs besides.
+    """
+
+    images: Array
+    batch_stats: Any
+    memory: Any = ()
+    extra: Any = ()
+
+
+class Outcome(NamedTuple):
+    """What `Method.loss` returns: a loss an example (B,), adversarial logits (B, K), and the running statistics."""
+
+    losses: Array
+    logits: Array
+    batch_stats: Any
+
+
+class Method(NamedTuple):
+    """A training method, made of pure functions.
+
+    Attributes:
+      craft: ``(keys, network: Network, batch: Batch, memory, epoch) -> Crafted``; keys are one an example, ``memory`` the
+        rows of the batch's examples, ``epoch`` a traced float.
+      loss: ``(forward, batch_stats, batch, crafted) -> Outcome``; ``forward(images, batch_stats)`` uses the statistics of
+        the global batch. The mean of the losses is differentiated with respect to the parameters.
+      memory: ``(examples) -> rows``: the memory of a training set of that many examples, a tree of arrays with that
+        leading axis; ``()`` for none.
+    """
+
+    craft: Callable[..., Crafted]
+    loss: Callable[..., Outcome]
+    memory: Callable[[int], Any] = lambda examples: ()
+
+
+def adversarial_cross_entropy(forward: Forward, batch_stats: Any, batch: Batch, crafted: Crafted) -> Outcome:
+    """Cross-entropy on the crafted images alone, as in Madry et al. 2018 and the paper's released code."""
+    logits, batch_stats = forward(crafted.images, batch_stats)
+    return Outcome(cross_entropy(logits, batch.labels), logits, batch_stats)

@@ -1,0 +1,36 @@
+"""A network as attacks and methods see it while training: a pure function with its batch statistics threaded through."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+from jax import Array
+
+STATISTICS = ("train", "batch", "eval")
+
+
+def bind(
+    network: nn.Module, params: Any, statistics: str, axis_name: str | None = None
+) -> Callable[[Array, Any], tuple[Array, Any]]:
+    """``forward(images, batch_stats) -> (logits, batch_stats)`` for fixed parameters.
+
+    Args:
+      network: a Linen module called as ``apply(variables, images, train=...)``.
+      params: its parameters.
+      statistics: what batch normalisation uses. "train": statistics of the batch, and the running averages take them in;
+        "batch": statistics of the batch, running averages untouched; "eval": the running averages, untouched.
+      axis_name: mesh axis over which batch statistics are taken; None for those of the device's own examples.
+    """
+    if statistics not in STATISTICS:
+        raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}; got {statistics!r}")
+    if hasattr(network, "axis_name"):
+        network = network.clone(axis_name=axis_name)
+
+    def forward(images, batch_stats):
+        variables = {"params": params, "batch_stats": batch_stats}
+        if statistics == "eval":
+            return network.apply(variables, images, train=False), batch_stats
+        logits, updated = network.apply(variables, images, train=True, mutable=["batch_stats"])
+        return logits, updated.get("batch_stats", batch_stats) if statistics == "train" else batch_stats
+
+    return forward

@@ -1,0 +1,83 @@
+"""What a run tells while it goes on: a progress bar, ``metrics.jsonl``, TensorBoard files (without TensorFlow)."""
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+
+class Monitor:
+    """Writes the metrics of a run; on resuming, those past the restored step are taken back first."""
+
+    def __init__(self, workdir: pathlib.Path, steps: int, start: int, steps_per_epoch: int, active: bool = True):
+        self._active = active
+        self._steps_per_epoch = steps_per_epoch
+        self._start = time.perf_counter()
+        if not active:  # another process writes
+            return
+        from tensorboardX import SummaryWriter
+        from tqdm import tqdm
+
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            _truncate(path, start)
+        self._lines = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._bar = tqdm(total=steps, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=1.0)
+
+    def train(self, step: int, metrics: dict[str, float]) -> None:
+        """Metrics of the steps up to and including ``step``, averaged since the last call."""
+        if not self._active:
+            return
+        self._write("train", step, metrics)
+        shown = {"epoch": f"{step / self._steps_per_epoch:.1f}", "img/s": f"{metrics['images_per_second']:.0f}"}
+        shown["loss"] = f"{metrics['loss']:.3f}"
+        if metrics.get("clean_accuracy") is not None:
+            shown["clean"] = f"{100 * metrics['clean_accuracy']:.1f}%"
+        shown["adv"] = f"{100 * metrics['adversarial_accuracy']:.1f}%"
+        shown["l2"] = f"{metrics['perturbation_l2']:.2f}"
+        shown["sat"] = f"{100 * metrics['saturated']:.0f}%"
+        self._bar.set_postfix(shown, refresh=False)
+
+    def validation(self, step: int, metrics: dict[str, Any]) -> None:
+        """Accuracies on the held-out images after an epoch."""
+        if self._active:
+            self._write("validation", step, metrics)
+
+    def progress(self, step: int) -> None:
+        if self._active:
+            self._bar.update(step - self._bar.n)
+
+    def say(self, message: str) -> None:
+        if self._active:
+            self._bar.write(message, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._active:
+            self._bar.close()
+            self._board.close()
+            self._lines.close()
+
+    def _write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
+        line = {"kind": kind, "step": step, "epoch": step / self._steps_per_epoch, **metrics}
+        self._lines.write(json.dumps(line) + "\n")
+        for name, value in metrics.items():
+            if value is not None and np.isfinite(value):
+                self._board.add_scalar(f"{kind}/{name}", float(value), step)
+
+
+def _truncate(path: pathlib.Path, step: int) -> None:
+    """Leaves the lines up to ``step``: those after it are of steps that will be taken again."""
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue  # the last line of a killed run may be cut short
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept))
+    temporary.replace(path)

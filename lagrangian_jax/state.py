@@ -1,0 +1,60 @@
+"""The training state: everything that a run must remember to go on."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Parameters and all that changes with them.
+
+    Attributes:
+      step: steps taken, int32.
+      key: key of the run; randomness is it folded with the step and the example's index.
+      params: parameters, float32.
+      batch_stats: running statistics of batch normalisation.
+      opt_state: the optimizer's.
+      average: exponential moving average of ``params`` and ``batch_stats``, or ``()`` where none is kept.
+      memory: the method's memory, a row a training example, or ``()``.
+    """
+
+    step: Array
+    key: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    average: Any
+    memory: Any
+
+    def variables(self) -> dict[str, Any]:
+        """What to evaluate: the averaged parameters and statistics if kept, else the current ones."""
+        params, batch_stats = self.average or (self.params, self.batch_stats)
+        return {"params": params, "batch_stats": batch_stats}
+
+
+def initial_state(
+    key: Array,
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    optimizer: optax.GradientTransformation,
+    memory: Any = (),
+    average: bool = False,
+) -> TrainState:
+    """The state before the first step."""
+    variables = network.init(jax.random.fold_in(key, 0), jnp.zeros((1, *image_shape)), train=False)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.fold_in(key, 1),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        average=jax.tree.map(jnp.copy, (params, batch_stats)) if average else (),
+        memory=memory,
+    )

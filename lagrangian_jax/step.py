@@ -1,0 +1,149 @@
+"""The training step: craft, differentiate, update. Pure; runs on each device over its share of the batch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from lagrangian_jax import losses
+from lagrangian_jax.attacks.attack import fold_in, l2_norm
+from lagrangian_jax.data.augmentation import augment
+from lagrangian_jax.methods import Batch, Method, Network
+from lagrangian_jax.models.forward import bind
+from lagrangian_jax.parallel import AXIS, per_device
+from lagrangian_jax.state import TrainState
+
+SATURATION = 1.0  # the margin at which the paper's attack stops gaining (its kappa)
+
+
+class Metrics(NamedTuple):
+    """Sums over the global batch; divide by ``count``.
+
+    Attributes:
+      loss: of the method.
+      correct: crafted images classified correctly, in the pass that is differentiated.
+      perturbation_l2: l2 norms of the perturbations.
+      saturated: examples whose margin on the crafted image is 1 or more.
+      count: examples.
+    """
+
+    loss: Array
+    correct: Array
+    perturbation_l2: Array
+    saturated: Array
+    count: Array
+
+
+def training_step(
+    network: nn.Module,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    augmentation: dict[str, Any] | None,
+    steps_per_epoch: int,
+    average: float,
+) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
+    """``step(state, images, labels, index) -> (state, metrics)`` for one device of the mesh axis ``data``.
+
+    Args:
+      network: the network.
+      method: the training method.
+      optimizer: applied to the gradient of the mean loss over the global batch.
+      augmentation: parameters of `data.augmentation.augment`, or None for images that come augmented.
+      steps_per_epoch: for methods that change with the epoch.
+      average: decay of the moving average of parameters and statistics; 0 keeps none.
+    """
+
+    def step(state: TrainState, images: Array, labels: Array, index: Array) -> tuple[TrainState, Metrics]:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), index)
+        if augmentation is None:
+            images = images.astype(jnp.float32) / 255
+        else:
+            images = augment(fold_in(keys, 0), images, **augmentation)
+        batch = Batch(images, labels, index)
+
+        # Craft. Batch statistics, where the method's attack uses them, are those of this device's examples: the loop has
+        # no collective in it. Their running averages are brought together once, after it.
+        rows = jax.tree.map(lambda memory: memory[index], state.memory)
+        crafted = method.craft(
+            fold_in(keys, 1),
+            Network(network, state.params, state.batch_stats),
+            batch,
+            rows,
+            state.step / steps_per_epoch,
+        )
+        crafted = lax.stop_gradient(crafted)
+        batch_stats = lax.pmean(crafted.batch_stats, AXIS)
+
+        # Differentiate the mean loss of the global batch.
+        total = labels.shape[0] * lax.axis_size(AXIS)
+
+        def objective(params):
+            outcome = method.loss(bind(network, params, "train", AXIS), batch_stats, batch, crafted)
+            return jnp.sum(outcome.losses) / total, outcome
+
+        gradient, outcome = jax.grad(objective, has_aux=True)(state.params)
+        gradient = lax.psum(gradient, AXIS)
+
+        # Update.
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        averaged = state.average
+        if average:
+            decay = jnp.minimum(average, (1 + state.step) / (10 + state.step))  # soon forgets the initial weights
+            averaged = jax.tree.map(
+                lambda old, new: decay * old + (1 - decay) * new, averaged, (params, outcome.batch_stats)
+            )
+        memory = state.memory
+        if jax.tree.leaves(memory):
+            where, what = lax.all_gather((index, crafted.memory), AXIS, tiled=True)
+            memory = jax.tree.map(lambda old, new: old.at[where].set(new), memory, what)
+
+        margins = losses.margin(outcome.logits, labels)
+        sums = Metrics(
+            loss=jnp.sum(outcome.losses),
+            correct=jnp.sum(jnp.argmax(outcome.logits, axis=-1) == labels).astype(jnp.float32),
+            perturbation_l2=jnp.sum(l2_norm(crafted.images - images)),
+            saturated=jnp.sum(margins >= SATURATION).astype(jnp.float32),
+            count=jnp.float32(labels.shape[0]),
+        )
+        new = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=outcome.batch_stats,
+            opt_state=opt_state,
+            average=averaged,
+            memory=memory,
+        )
+        return new, lax.psum(sums, AXIS)
+
+    return step
+
+
+def resident_steps(step: Callable, mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Several steps in one program, on a data set that lives on the devices.
+
+    Returns:
+      ``run(state, images, labels, index) -> (state, metrics)``: the data set's images (N, H, W, C) and labels (N,) are
+      replicated, ``index`` (steps, B) is split along B; metrics are those of each step, (steps,). The state is donated.
+    """
+
+    def steps(state, images, labels, index):
+        def one(state, rows):
+            return step(state, images[rows], labels[rows], rows)
+
+        if index.shape[0] == 1:  # no loop: inside one, XLA's CPU compiler leaves weight gradients slow
+            return one(state, index[0])
+        return lax.scan(one, state, index)
+
+    return jax.jit(per_device(steps, mesh, (P(), P(), P(), P(None, AXIS)), (P(), P())), donate_argnums=0)
+
+
+def streaming_step(step: Callable, mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
+    """One step on a batch that comes from the host: ``run(state, images, labels, index)``, each split by example."""
+    return jax.jit(per_device(step, mesh, (P(), P(AXIS), P(AXIS), P(AXIS)), (P(), P())), donate_argnums=0)

@@ -1,0 +1,362 @@
+"""The training loop."""
+
+import pathlib
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from lagrangian_jax import attacks, data, methods, models, parallel
+from lagrangian_jax.checkpoint import Checkpoints
+from lagrangian_jax.monitor import Monitor
+from lagrangian_jax.state import TrainState, initial_state
+from lagrangian_jax.step import resident_steps, streaming_step, training_step
+
+
+class Trained(NamedTuple):
+    """What `train` returns.
+
+    Attributes:
+      variables: ``{"params": ..., "batch_stats": ...}`` of the checkpoint that the configuration selects.
+      summary: steps, epochs, seconds, and which checkpoint was selected by what.
+    """
+
+    variables: Any
+    summary: dict[str, Any]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (SIGTERM, Ctrl-C); its state is saved."""
+
+
+class NotFinite(Exception):
+    """A loss is not finite; names the step and the metric."""
+
+
+def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> Trained:
+    """Trains as ``config`` says, or goes on where ``workdir`` stopped.
+
+    Args:
+      config: see `lagrangian_jax.config.default`.
+      workdir: receives ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``.
+      dataset: from `data.load`.
+
+    Returns:
+      `Trained`.
+
+    Raises:
+      Interrupted: on SIGTERM or Ctrl-C, once the state is saved.
+      NotFinite: a loss is not finite; the last checkpoint is from before.
+      ValueError: a configuration that cannot be run, or no whole checkpoint.
+    """
+    # ---- What is trained, on what, how -----------------------------------------------------
+    mesh = parallel.mesh()
+    resident = isinstance(dataset.train, data.Split)
+    examples = len(dataset.train.labels)
+    batch_size = config.train.batch_size
+    if batch_size % mesh.size or batch_size > examples:
+        raise ValueError(
+            f"train.batch_size: expected a multiple of the {mesh.size} devices, at most the {examples} training images; "
+            f"got {batch_size}"
+        )
+    steps_per_epoch = config.train.steps or examples // batch_size
+    total_steps = config.train.epochs * steps_per_epoch
+    clean_steps = config.train.clean_epochs * steps_per_epoch
+    network = build_network(config, len(dataset.classes))
+    method = build_method(config)
+    schedule = build_schedule(config, steps_per_epoch)
+    optimizer = build_optimizer(config, schedule)
+    augmentation = config.augmentation.to_dict() if resident else None
+
+    def compiled(method: methods.Method) -> Callable:
+        step = training_step(network, method, optimizer, augmentation, steps_per_epoch, config.train.average)
+        return resident_steps(step, mesh) if resident else streaming_step(step, mesh)
+
+    clean, adversarial = compiled(methods.create("standard")), compiled(method)
+    count_correct, validate = build_counter(network, mesh), build_validation(config, network, mesh)
+
+    # ---- The state: new, or that of the last checkpoint ------------------------------------
+    size = config.data.image_size
+    state = initial_state(
+        jax.random.key(config.seed),
+        network,
+        (size, size, 3),
+        optimizer,
+        method.memory(examples),
+        average=config.train.average > 0,
+    )
+    last = Checkpoints(workdir / "checkpoints" / "last", keep=2)
+    best = Checkpoints(workdir / "checkpoints" / "best", keep=1)
+    position: dict[str, Any] = {"seconds": 0.0, "best": None, "window": None}
+    restored = last.restore(state, mesh)
+    messages: list[str] = []
+    if restored:
+        state, position, messages = restored
+    state = parallel.replicate(state, mesh)
+    step = int(state.step)
+
+    # ---- Data --------------------------------------------------------------------------------
+    if resident:
+        images, labels = parallel.replicate((dataset.train.images, dataset.train.labels), mesh)
+        limit = config.train.steps_per_call or (1 if jax.default_backend() == "cpu" else 50)
+    else:
+        batches = data.stream(
+            dataset.train,
+            batch_size=batch_size,
+            seed=config.seed,
+            start_step=step,
+            train=True,
+            image_size=size,
+            workers=config.data.workers,
+            shard=(jax.process_index(), jax.process_count()),
+        )
+        limit = 1
+
+    # ---- The loop ----------------------------------------------------------------------------
+    monitor = Monitor(workdir, total_steps, step, steps_per_epoch, active=jax.process_index() == 0)
+    for message in messages:
+        monitor.say(message)
+    window, started = Window(position["window"]), time.perf_counter() - position["seconds"]
+    every_checkpoint = config.train.checkpoint_steps or steps_per_epoch
+    stop = False
+    with _Signals() as signals:
+        while step < total_steps and not stop:
+            # As many steps as the next line of metrics, checkpoint or epoch allows, in one call.
+            place = step % steps_per_epoch
+            ahead = [steps_per_epoch - place, *(n - place % n for n in (config.train.log_steps, every_checkpoint))]
+            count = min(limit, *ahead)
+            run = clean if step < clean_steps else adversarial
+            if resident:
+                index = batch_indices(config.seed, step, count, steps_per_epoch, examples, batch_size)
+                index = parallel.split(_own_share(index, 1), mesh, axis=1)
+                state, metrics = run(state, images, labels, index)
+            else:
+                streamed = next(batches)
+                batch = parallel.split((streamed["images"], streamed["labels"], streamed["index"]), mesh)
+                state, metrics = run(state, *batch)
+            window.add(step, metrics)  # read one call late, so that the device never waits for the host
+            step += count
+            place = step % steps_per_epoch
+            monitor.progress(step)
+            stop = signals.received and jax.process_count() == 1  # several hosts must leave at the same step
+
+            if place == 0 or place % config.train.log_steps == 0:
+                seen = (images[index[-1]], labels[index[-1]]) if resident else batch[:2]
+                correct = count_correct(state.params, state.batch_stats, *seen)
+                line = {**window.flush(), "clean_accuracy": float(correct) / batch_size}
+                monitor.train(step, {**line, "learning_rate": float(schedule(step - 1))})
+            saves = stop or place == 0 or place % every_checkpoint == 0
+            if saves:
+                window.check()  # nothing is saved after a loss that is not finite
+                position |= {"seconds": time.perf_counter() - started, "window": window.sums()}
+            if place == 0 and config.data.validation:
+                accuracies = validate(state, dataset.validation)
+                record = position["best"]
+                better = step > clean_steps and (
+                    record is None or accuracies["robust_accuracy"] > record["robust_accuracy"]
+                )
+                if better:
+                    position["best"] = {"step": step, "epoch": step / steps_per_epoch, **accuracies}
+                    best.save(state, position)
+                    best.wait()  # whole, before `last` refers to it
+                monitor.validation(step, {**accuracies, "best": better})
+            if saves:
+                last.save(state, position)
+    last.wait()
+    monitor.close()
+    if step < total_steps:
+        raise Interrupted(f"stopped at step {step} of {total_steps}; the same command goes on from there")
+
+    # ---- What to evaluate --------------------------------------------------------------------
+    selected: dict[str, Any] = {"checkpoint": "last", "step": step, "epoch": step / steps_per_epoch}
+    if config.evaluation.checkpoint == "best":
+        found = best.restore(state, mesh)
+        if found is None or not position["best"]:
+            raise ValueError(
+                "evaluation.checkpoint: 'best' needs data.validation > 0 and an epoch after the clean ones"
+            )
+        state, selected = found[0], {"checkpoint": "best", **position["best"]}
+    last.close()
+    best.close()
+    summary = {
+        "method": config.method.name,
+        "epochs": config.train.epochs,
+        "steps": total_steps,
+        "seconds": position["seconds"],
+        "selected": selected,
+    }
+    return Trained(jax.device_get(state.variables()), summary)
+
+
+def build_network(config: ConfigDict, num_classes: int) -> nn.Module:
+    """The network of a configuration."""
+    precisions = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    if config.precision not in precisions:
+        raise ValueError(f"precision: expected {' or '.join(precisions)}; got {config.precision!r}")
+    options = {name: value for name, value in config.network.items() if name != "name"}
+    return models.create(config.network.name, num_classes=num_classes, dtype=precisions[config.precision], **options)
+
+
+def build_method(config: ConfigDict) -> methods.Method:
+    """The training method of a configuration."""
+    return methods.create(config.method.name, **{k: v for k, v in config.method.items() if k != "name"})
+
+
+def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """PyTorch's SGD: decay on every parameter, then momentum, then the learning rate."""
+    optimizer = config.optimizer
+    return optax.chain(
+        optax.add_decayed_weights(optimizer.weight_decay),
+        optax.sgd(schedule, optimizer.momentum, optimizer.nesterov),
+    )
+
+
+def build_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate as a function of the step."""
+    optimizer = config.optimizer
+    rate, total = optimizer.learning_rate, config.train.epochs * steps_per_epoch
+    if optimizer.schedule == "step":
+        # A drop applies from the first step of its epoch.
+        drops = {int(epoch * steps_per_epoch): optimizer.factor for epoch in optimizer.milestones}
+        base = optax.piecewise_constant_schedule(rate, drops)
+    elif optimizer.schedule == "cosine":
+        base = optax.cosine_decay_schedule(rate, total)
+    elif optimizer.schedule == "linear":
+        base = optax.linear_schedule(rate, 0.0, total)
+    else:
+        raise ValueError(f"optimizer.schedule: expected step, cosine or linear; got {optimizer.schedule!r}")
+    warmup = optimizer.warmup * steps_per_epoch
+    return lambda step: base(step) * (jnp.minimum(1.0, (step + 1) / warmup) if warmup else 1.0)
+
+
+def batch_indices(seed: int, step: int, count: int, per_epoch: int, examples: int, batch_size: int) -> np.ndarray:
+    """The training examples of ``count`` steps of one epoch, (count, batch_size): a permutation of its own an epoch."""
+    epoch, first = divmod(step, per_epoch)
+    order = np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
+    return order[(np.arange(count)[:, None] + first) * batch_size + np.arange(batch_size)]
+
+
+def _own_share(array: np.ndarray, axis: int) -> np.ndarray:
+    """The part of a global batch that this process provides."""
+    return np.split(array, jax.process_count(), axis=axis)[jax.process_index()]
+
+
+def build_counter(network: nn.Module, mesh: Mesh) -> Callable[..., Array]:
+    """``count(params, batch_stats, images uint8, labels)``: clean images classified correctly, over all devices."""
+
+    def count(params, batch_stats, images, labels):
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits = network.apply(variables, images.astype(jnp.float32) / 255, train=False)
+        return jax.lax.psum(jnp.sum(jnp.argmax(logits, axis=-1) == labels), parallel.AXIS)
+
+    axis = P(parallel.AXIS)
+    return jax.jit(parallel.per_device(count, mesh, (P(), P(), axis, axis), P()))
+
+
+def build_validation(
+    config: ConfigDict, network: nn.Module, mesh: Mesh
+) -> Callable[[TrainState, data.Split], dict[str, float]]:
+    """``validate(state, split)``: clean and robust accuracy, exact fractions of the held-out images."""
+    options = {name: value for name, value in config.validation.items() if name != "attack"}
+    attack = attacks.create(config.validation.attack, **options)
+
+    def count(variables, key, images, labels, index, real):
+        def logits_fn(images):
+            return network.apply(variables, images, train=False)
+
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        images = images.astype(jnp.float32) / 255
+        adversarial = attack(keys, logits_fn, images, labels)
+        correct = [jnp.sum(real & (jnp.argmax(logits_fn(x), -1) == labels)) for x in (images, adversarial)]
+        return jax.lax.psum(jnp.stack(correct), parallel.AXIS)
+
+    axis = P(parallel.AXIS)
+    counted = jax.jit(parallel.per_device(count, mesh, (P(), P(), axis, axis, axis, axis), P()))
+
+    def validate(state: TrainState, split: data.Split) -> dict[str, float]:
+        total = len(split.labels)
+        size = -(-min(config.evaluation.batch_size, total) // mesh.size) * mesh.size
+        correct = np.zeros(2, np.int64)
+        for start in range(0, total, size):
+            index = np.arange(start, start + size)
+            rows = np.minimum(index, total - 1)  # the last batch is padded, and the padding not counted
+            batch = (split.images[rows], split.labels[rows], index, index < total)
+            batch = parallel.split(jax.tree.map(lambda x: _own_share(x, 0), batch), mesh)
+            correct += np.asarray(counted(state.variables(), jax.random.key(config.seed), *batch))
+        return {"clean_accuracy": int(correct[0]) / total, "robust_accuracy": int(correct[1]) / total}
+
+    return validate
+
+
+class Window:
+    """The metrics since the last line, fetched one call late."""
+
+    def __init__(self, sums: list[float] | None):
+        self._sums = np.zeros(5) if sums is None else np.array(sums)
+        self._since = time.perf_counter()
+        self._pending: list[tuple[int, Any]] = []
+
+    def add(self, step: int, metrics: Any) -> None:
+        self._pending.append((step, metrics))
+        if len(self._pending) > 1:
+            self._take(*self._pending.pop(0))
+
+    def check(self) -> None:
+        while self._pending:
+            self._take(*self._pending.pop(0))
+
+    def sums(self) -> list[float]:
+        """What a checkpoint keeps, so that the line after it covers the steps before it too."""
+        return self._sums.tolist()
+
+    def flush(self) -> dict[str, float]:
+        self.check()
+        loss, correct, norm, saturated, count = self._sums
+        now = time.perf_counter()
+        seconds, self._since, self._sums = now - self._since, now, np.zeros(5)
+        return {
+            "loss": loss / count,
+            "adversarial_accuracy": correct / count,
+            "perturbation_l2": norm / count,
+            "saturated": saturated / count,
+            "images_per_second": count / seconds,
+            "seconds": seconds,
+        }
+
+    def _take(self, step: int, metrics: Any) -> None:
+        values = np.stack([np.atleast_1d(np.asarray(x, np.float64)) for x in metrics])
+        finite = np.isfinite(values)
+        if not finite.all():
+            row, column = np.argwhere(~finite.T)[0][::-1]
+            raise NotFinite(f"{metrics._fields[row]} is {values[row, column]} at step {step + column + 1}")
+        self._sums += values.sum(axis=1)
+
+
+class _Signals:
+    """Notes SIGTERM and Ctrl-C, so that the loop can save and leave; a second Ctrl-C leaves at once."""
+
+    def __enter__(self) -> "_Signals":
+        self.received = 0
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in self._before:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
