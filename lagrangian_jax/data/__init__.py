@@ -7,17 +7,16 @@ resident images on the device.
 from collections.abc import Callable
 from typing import Any
 
-from lagrangian_jax.data.cifar10 import cifar10, cifar10_three_classes
+from lagrangian_jax.data import cifar10, digits
 from lagrangian_jax.data.dataset import DataError, Dataset, Source, Split
-from lagrangian_jax.data.digits import digits
 from lagrangian_jax.names import unknown
 
 __all__ = ["DATASETS", "DataError", "Dataset", "Source", "Split", "load", "names"]
 
 DATASETS: dict[str, Callable[[Any], Dataset]] = {
-    "digits": digits,
-    "cifar10": cifar10,
-    "cifar10_three_classes": cifar10_three_classes,
+    "digits": digits.load,
+    "cifar10": cifar10.load,
+    "cifar10_three_classes": cifar10.load_three_classes,
 }
 
 

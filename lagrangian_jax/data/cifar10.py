@@ -16,7 +16,7 @@ from lagrangian_jax.data.dataset import DataError, Dataset, Split, decode_error,
 SIZES = {"train": 50_000, "test": 10_000}
 
 
-def cifar10(config: Any) -> Dataset:
+def load(config: Any) -> Dataset:
     """50,000 training and 10,000 test images of 32x32 pixels, in the order they were published in.
 
     They are decoded once and kept in the cache directory (184 MB); later starts read that.
@@ -24,7 +24,7 @@ def cifar10(config: Any) -> Dataset:
     return _dataset(config, "cifar10", slice(None))
 
 
-def cifar10_three_classes(config: Any) -> Dataset:
+def load_three_classes(config: Any) -> Dataset:
     """Airplane, automobile and bird: 15,000 training and 3,000 test images."""
     return _dataset(config, "cifar10_three_classes", slice(3))
 

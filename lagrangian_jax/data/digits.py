@@ -10,7 +10,7 @@ from lagrangian_jax.data.dataset import Dataset, Split, divide, hold_out
 TEST = 360
 
 
-def digits(config: Any) -> Dataset:
+def load(config: Any) -> Dataset:
     """8x8 grey images enlarged to RGB of ``config.image_size`` (32 where it says 0 or nothing).
 
     A fifth of the images, the same in every run and balanced over the classes, is the test set.
