@@ -15,9 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from lagrangian_jax.attacks import corruptions, gradient
+from lagrangian_jax.attacks import (
+    apgd,
+    autoattack,
+    corruptions,
+    elastic,
+    fab,
+    fog,
+    gabor,
+    gradient,
+    jpeg,
+    minimal_norm,
+    snow,
+    square,
+)
 from lagrangian_jax.attacks.attack import Attack, Execution, Stage, example_keys, execute, fold_in
+from lagrangian_jax.attacks.augmented_lagrangian import augmented_lagrangian
+from lagrangian_jax.attacks.carlini_wagner import carlini_wagner
 from lagrangian_jax.attacks.lagrangian import lagrangian
+from lagrangian_jax.attacks.msd import msd
 
 # Plain attacks: (key, logits_fn, images, labels, **parameters) -> adversarial images.
 ATTACKS: dict[str, Callable[..., Any]] = {
@@ -28,12 +44,29 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "pgd_linf": gradient.pgd_linf,
     "pgd_l2": gradient.pgd_l2,
     "mpgd": gradient.mpgd,
+    "apgd_ce": apgd.apgd_ce,
+    "apgd_dlr": apgd.apgd_dlr,
+    "square": square.square,
+    "msd": msd,
+    "carlini_wagner": carlini_wagner,
+    "ddn": minimal_norm.ddn,
+    "deepfool": minimal_norm.deepfool,
+    "augmented_lagrangian": augmented_lagrangian,
+    "elastic": elastic.elastic,
+    "jpeg": jpeg.jpeg,
+    "fog": fog.fog,
+    "gabor": gabor.gabor,
+    "snow": snow.snow,
     "gaussian_noise": corruptions.gaussian_noise,
     "gaussian_blur": corruptions.gaussian_blur,
 }
 
 # Attacks in stages, which run on the examples that still hold: (**parameters) -> sequence of `Stage`.
-STAGED: dict[str, Callable[..., Any]] = {}
+STAGED: dict[str, Callable[..., Any]] = {
+    "apgd_t": apgd.apgd_t,
+    "fab_t": fab.fab_t,
+    "autoattack": autoattack.autoattack,
+}
 
 __all__ = ["ATTACKS", "STAGED", "Attack", "Execution", "Stage", "create", "execute", "names"]
 
@@ -107,6 +140,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bound": (lambda v: _number(v) and v >= 0, "a number, 0 or larger"),
     "steps": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
     "restarts": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "targets": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "queries": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "rho": (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "share": (lambda v: _number(v) and 0 < v <= 1, "a number over 0, up to 1"),
     "step_size": (lambda v: v is None or (_number(v) and v > 0), "a positive number, or None for the attack's default"),
     "keep": (lambda v: v in ("last", "best"), "'last' or 'best'"),
     "norm": (lambda v: v in ("linf", "l2"), "'linf' or 'l2'"),
