@@ -8,11 +8,14 @@ from typing import Any
 
 import flax.linen as nn
 
+from lagrangian_jax.models.alexnet import AlexNet
 from lagrangian_jax.models.resnet import ResNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": functools.partial(ResNet, stages=(2, 2, 2, 2)),
     "resnet34": functools.partial(ResNet, stages=(3, 4, 6, 3)),
+    "alexnet_cifar": AlexNet,
+    "alexnet": functools.partial(AlexNet, stem="imagenet", num_classes=1000),
 }
 
 __all__ = ["MODELS", "create", "names"]
