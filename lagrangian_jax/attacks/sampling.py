@@ -32,8 +32,8 @@ def bilinear_sample(images: Array, grid: Array, align_corners: bool = False) -> 
     pixels = 0.5 * (grid + 1) * (size - 1) if align_corners else 0.5 * ((grid + 1) * size - 1)
     corner = jnp.floor(pixels)
     fraction = pixels - corner
-    # A table of the four pixels of every cell, so that one gather of 4 C numbers serves a point. Two rows and columns of
-    # zeros on each side: a cell that is clipped to the table's border is all zero, wherever its point was.
+    # A table of the four pixels of every cell, so that one gather of 4 C numbers serves a point. Two rows and columns
+    # of zeros on each side: a cell that is clipped to the table's border is all zero, wherever its point was.
     padded = jnp.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     top, bottom = padded[:, :-1], padded[:, 1:]
     cells = jnp.concatenate([top[:, :, :-1], top[:, :, 1:], bottom[:, :, :-1], bottom[:, :, 1:]], axis=-1)
