@@ -1,22 +1,25 @@
 """Data sets: small ones resident in memory as uint8, large ones read image by image and streamed.
 
-``load(config)`` makes a `Dataset` of the configuration's ``data`` section; `augmentation.augment` crops and flips
-resident images on the device.
+``load(config)`` makes a `Dataset` of the configuration's ``data`` section. Resident splits are augmented on the device
+(`augmentation.augment`); `stream` makes batches of the others, `resident` brings one into memory.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from lagrangian_jax.data import cifar10, digits
+from lagrangian_jax.data import cifar10, digits, flowers, imagenet100
 from lagrangian_jax.data.dataset import DataError, Dataset, Source, Split
+from lagrangian_jax.data.stream import resident, stream
 from lagrangian_jax.names import unknown
 
-__all__ = ["DATASETS", "DataError", "Dataset", "Source", "Split", "load", "names"]
+__all__ = ["DATASETS", "DataError", "Dataset", "Source", "Split", "load", "names", "resident", "stream"]
 
 DATASETS: dict[str, Callable[[Any], Dataset]] = {
     "digits": digits.load,
     "cifar10": cifar10.load,
     "cifar10_three_classes": cifar10.load_three_classes,
+    "imagenet100": imagenet100.load,
+    "flowers": flowers.load,
 }
 
 

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from lagrangian_jax.data import cache, records
-from lagrangian_jax.data.dataset import DataError, Dataset, Split, decode_error, divide
+from lagrangian_jax.data.dataset import DataError, Dataset, Split, divide
+from lagrangian_jax.data.images import read_image
 
 SIZES = {"train": 50_000, "test": 10_000}
 
@@ -61,12 +61,9 @@ def _read(path: pathlib.Path, threads: int) -> dict[str, np.ndarray]:
         def place(rows, source=source, images=images, labels=labels):
             for row in records.read(source, rows):
                 name = row["id"].decode()
-                try:
-                    position = int(name.rpartition("_")[2])
-                    images[position] = Image.open(io.BytesIO(row["image"]))
-                    labels[position] = row["label"]
-                except Exception as error:
-                    raise decode_error(f"{path}, record {name}", error) from error
+                position = int(name.rpartition("_")[2])
+                images[position] = read_image(io.BytesIO(row["image"]), f"{path}, record {name}")
+                labels[position] = row["label"]
 
         chunks = np.array_split(np.arange(len(source)), max(1, len(source) // records.CHUNK))
         with ThreadPoolExecutor(threads) as pool:  # Pillow decodes outside the interpreter lock

@@ -1,6 +1,6 @@
 """What a data set is: three splits, each resident in memory or read image by image, and how a split is divided."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -100,14 +100,9 @@ def hold_out(labels: np.ndarray, count: int, seed: int = SEED) -> tuple[np.ndarr
     return np.sort(order[count:]), np.sort(order[:count])
 
 
-def divide(train: Split, test: Split, validation: int) -> dict[str, Split]:
+def divide(train: Any, test: Any, validation: int) -> dict[str, Any]:
     """``train`` less its validation images, those, and ``test``, by the names that `Dataset` has for them."""
     kept, held = hold_out(train.labels, validation)
     if validation and not len(kept):
         raise DataError(f"validation: expected fewer than the {len(train.labels)} training images, got {validation}")
     return {"train": train.take(kept), "validation": train.take(held), "test": test}
-
-
-def decode_error(name: str, error: Exception) -> DataError:
-    """The error for an image that cannot be read."""
-    return DataError(f"{name}: cannot be read as an image ({error}); replace or remove it")

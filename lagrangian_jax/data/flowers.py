@@ -1,0 +1,90 @@
+"""Images in class folders, ``<directory>/<class>/*.jpg``: Kaggle's flowers-recognition, or any set kept so."""
+
+import dataclasses
+import pathlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lagrangian_jax.data import cache, records
+from lagrangian_jax.data.dataset import DataError, Dataset, divide, hold_out
+from lagrangian_jax.data.images import read_image
+
+SUFFIXES = {".jpg", ".jpeg", ".png"}
+TEST_SHARE = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+    """Image files; a `Source`."""
+
+    files: tuple[pathlib.Path, ...]
+    labels: np.ndarray
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> tuple[Image.Image, int]:
+        return read_image(self.files[row], str(self.files[row])), int(self.labels[row])
+
+    def take(self, rows: np.ndarray) -> "FolderSource":
+        return FolderSource(tuple(self.files[row] for row in rows), self.labels[rows], self.indices[rows])
+
+
+def load(config: Any) -> Dataset:
+    """A fifth of every class, the same in every run, is the test set (the paper does not say what its split was).
+
+    ``config.dir`` is the directory with the class folders; by default ``flowers`` in the directory of the TFDS data
+    sets. All files are decoded once before anything is trained on them; the cache remembers that they are whole.
+    """
+    folder = (
+        pathlib.Path(config.dir).expanduser() if getattr(config, "dir", "") else records.directory(config) / "flowers"
+    )
+    if not folder.is_dir():
+        raise DataError(
+            f"flowers: {folder} is not a directory; --config.data.dir names one with a folder of images for each "
+            "class, for instance the unpacked https://www.kaggle.com/datasets/alxmamaev/flowers-recognition"
+        )
+    images = {
+        path.name: sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and not path.name.startswith(".")
+    }
+    classes = tuple(name for name, files in images.items() if files)
+    if len(classes) < 2:
+        raise DataError(
+            f"flowers: {folder} holds {len(classes)} folders with images ({', '.join(sorted(SUFFIXES))}); "
+            "expected one for each of at least two classes"
+        )
+    files = tuple(file for name in classes for file in images[name])
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(images[name]) for name in classes])
+    mark = cache.folder(config) / f"folders-{cache.fingerprint(files)}.npz"
+    cache.cached(mark, lambda: _check(files))
+    everything = FolderSource(files, labels, np.arange(len(files), dtype=np.int32))
+    train, test = (everything.take(rows) for rows in hold_out(labels, round(TEST_SHARE * len(labels))))
+    return Dataset(
+        name="flowers",
+        classes=classes,
+        **divide(train, test, getattr(config, "validation", 0)),
+        remark=f"{len(files):,} images from class folders; {len(test):,} of them, fixed, are the test set. "
+        "The paper's own split and its list of removed images are not published.",
+    )
+
+
+def _check(files: tuple[pathlib.Path, ...]) -> dict[str, np.ndarray]:
+    def error(file: pathlib.Path) -> str:
+        try:
+            read_image(file, str(file))
+        except DataError as damaged:
+            return str(damaged)
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        errors = [message for message in pool.map(error, files) if message]
+    if errors:
+        more = f"\n... and {len(errors) - 5} more" if len(errors) > 5 else ""
+        raise DataError("\n".join(errors[:5]) + more)
+    return {"count": np.array(len(files))}

@@ -1,0 +1,166 @@
+"""Batches of a source that is too large to hold: decoded, cropped and prefetched by Grain, ahead of the device.
+
+What a training batch holds is a function of the seed and the step alone: not of the number of workers, nor of the
+processes that share the work, nor of where an interrupted run took up again.
+"""
+
+import dataclasses
+import functools
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from lagrangian_jax.data.dataset import Source, Split
+from lagrangian_jax.data.images import centre_crop, random_crop
+
+
+def stream(
+    source: Source,
+    *,
+    batch_size: int,
+    train: bool,
+    image_size: int = 224,
+    seed: int = 0,
+    start_step: int = 0,
+    steps_per_epoch: int = 0,
+    workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """Iterates over batches of a source.
+
+    Training batches go on without end: every epoch is a permutation of its own, whose last partial batch is dropped,
+    and every image is cut at random (`images.random_crop`). Test batches are the source once, in order, cut centrally
+    (`images.centre_crop`); the last one is whatever remains.
+
+    Args:
+      source: the images.
+      batch_size: of all processes together.
+      train: which of the two.
+      image_size: pixels of a side of the square crop.
+      seed: of permutations, crops and flips; each example's draws come from (seed, epoch, row).
+      start_step: the first batch to give, counted from the beginning of training (or of the test set).
+      steps_per_epoch: batches after which a new permutation begins; all whole batches by default.
+      workers: processes that decode; 0 decodes in threads of this one, which does for a few cores.
+      shard: (this process, number of processes). Each gets its consecutive part of every batch, so all of them get
+        equally many batches; a part of the last test batch may be empty.
+
+    Returns:
+      a generator of {"images": (B, S, S, 3) uint8, "labels": (B,) int32, "index": (B,) int32, rows of the source}. Its
+      method ``close`` ends the workers.
+
+    Raises:
+      DataError: from the generator, for an image that cannot be read; it names the file or record.
+      ValueError: for sizes that do not fit together.
+    """
+    import grain
+
+    process, processes = shard
+    if batch_size < 1 or batch_size % processes:
+        raise ValueError(f"batch_size: expected a multiple of the {processes} processes, got {batch_size}")
+    if train and batch_size > len(source):
+        raise ValueError(f"batch_size: expected at most the {len(source)} training images, got {batch_size}")
+    if not 0 <= process < processes:
+        raise ValueError(f"shard: expected a process in [0, {processes}), got {process}")
+    whole = len(source) // batch_size if train else -(-len(source) // batch_size)
+    if not 0 <= steps_per_epoch <= whole:
+        raise ValueError(
+            f"steps_per_epoch: expected 0 to {whole} batches of {batch_size} images, got {steps_per_epoch}"
+        )
+    share = batch_size // processes
+    batches = _Batches(
+        source=source,
+        batch_size=batch_size,
+        share=slice(process * share, (process + 1) * share),
+        train=train,
+        image_size=image_size,
+        seed=seed,
+        start_step=start_step,
+        steps_per_epoch=steps_per_epoch or whole,
+    )
+    threads = 2 if workers else os.cpu_count() or 1
+    dataset = grain.MapDataset.source(batches).to_iter_dataset(grain.ReadOptions(threads, threads + 1))
+    if workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, and fails in a program without absl's
+            flags.FLAGS.mark_as_parsed()
+        options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_follow_parent)
+    return _arrays(iter(dataset))
+
+
+def _arrays(batches: Any) -> Generator[dict[str, np.ndarray], None, None]:
+    """Copies the batches out of the workers' shared memory, so that none of it is held when they end."""
+    try:
+        for batch in batches:
+            yield {name: np.array(values) for name, values in batch.items()}
+    finally:
+        batches.close()
+
+
+def resident(source: Source, *, image_size: int = 224, workers: int = 0, batch_size: int = 64) -> Split:
+    """A source in memory, as its test pipeline gives it: for validation and test sets, which are read many times."""
+    images = np.empty((len(source), image_size, image_size, 3), np.uint8)
+    for batch in stream(source, batch_size=batch_size, train=False, image_size=image_size, workers=workers):
+        images[batch["index"]] = batch["images"]
+    return Split(images, source.labels, source.indices)
+
+
+def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
+    """The permutation of an epoch, (examples,) int32."""
+    return np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
+
+
+_epoch_order = functools.lru_cache(maxsize=2)(epoch_order)  # batches of two epochs are under way at a boundary
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """Random access to the batches of a run from a step on, which is what Grain divides among its workers."""
+
+    source: Source
+    batch_size: int
+    share: slice  # this process's part of a batch
+    train: bool
+    image_size: int
+    seed: int
+    start_step: int
+    steps_per_epoch: int
+
+    def __len__(self) -> int:
+        return sys.maxsize // 2 if self.train else max(0, self.steps_per_epoch - self.start_step)
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        epoch, step = divmod(self.start_step + int(position), self.steps_per_epoch)
+        count = len(self.source)
+        order = _epoch_order(self.seed, epoch, count) if self.train else np.arange(count, dtype=np.int32)
+        rows = order[step * self.batch_size : (step + 1) * self.batch_size][self.share]
+        images = np.empty((len(rows), self.image_size, self.image_size, 3), np.uint8)
+        for place, row in enumerate(rows.tolist()):
+            image, _ = self.source[row]
+            if self.train:
+                # The last number keeps these draws apart from the permutation's.
+                rng = np.random.default_rng((self.seed, epoch, row, 1))
+                images[place] = np.asarray(random_crop(image, self.image_size, rng))
+            else:
+                images[place] = np.asarray(centre_crop(image, self.image_size))
+        return {"images": images, "labels": self.source.labels[rows].astype(np.int32), "index": rows}
+
+
+def _follow_parent(worker: int, workers: int) -> None:
+    """Makes a worker end with the process that reads from it, however that ends, and not before."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the reader decides what it means
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
