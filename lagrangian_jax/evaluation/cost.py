@@ -1,0 +1,178 @@
+"""What an attack costs, counted in its program: the network's forward passes and gradients, an example.
+
+`marked` puts identities around the network, which leave a trace in the program (a jaxpr) wherever it runs forward and
+wherever a gradient comes back to its images, whatever the attack does around it: loops, `vmap`, `jax.checkpoint`. The
+compiled code is the same as without. `count` adds the traces up, times the trips of the loops that they stand in.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+class Cost(NamedTuple):
+    """Forward passes and gradients an example; None where a loop's trips are not known before it runs.
+
+    ``exact`` is False where a loop may end early or a branch may be skipped; the numbers are then upper bounds.
+    """
+
+    forward_passes: float | None
+    gradient_evaluations: float | None
+    exact: bool = True
+
+
+def _identity(name: str) -> Primitive:
+    primitive = Primitive(name)
+    primitive.def_impl(lambda x: x)
+    primitive.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(primitive, lambda context, x: [x])
+    batching.primitive_batchers[primitive] = lambda args, axes: (primitive.bind(*args), axes[0])
+    return primitive
+
+
+_forward, _input, _tangent, _backward = map(
+    _identity, ("network_forward", "network_input", "network_tangent", "network_backward")
+)
+
+
+def _derive(primitive: Primitive, on_tangent: Callable[[Any], Any]) -> None:
+    def jvp(primals, tangents):
+        (tangent,) = tangents
+        return primitive.bind(*primals), tangent if type(tangent) is ad.Zero else on_tangent(tangent)
+
+    ad.primitive_jvps[primitive] = jvp
+
+
+_derive(_forward, lambda tangent: tangent)
+_derive(_input, _tangent.bind)
+_derive(_backward, lambda tangent: tangent)
+ad.deflinear(_tangent, lambda cotangent: [cotangent if type(cotangent) is ad.Zero else _backward.bind(cotangent)])
+
+
+def marked(logits_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``logits_fn(*variables, images)`` with its passes visible to `count`; same values, same derivatives."""
+    return lambda *arguments: _forward.bind(logits_fn(*arguments[:-1], _input.bind(arguments[-1])))
+
+
+def count(program: ClosedJaxpr | Jaxpr, logits: int, pixels: int) -> Cost:
+    """Counts the passes in a program that was traced with a `marked` network.
+
+    Args:
+      program: the jaxpr, ``jax.jit(f).trace(...).jaxpr``.
+      logits: the size of the logits of the program's batch (on one device), so that a pass over two copies of the batch
+        counts twice.
+      pixels: the size of the images of that batch, likewise for gradients.
+
+    >>> import jax, jax.numpy as jnp
+    >>> network = marked(lambda images: images.reshape(2, -1)[:, :3])
+    >>> def descend(images):
+    ...     return jax.lax.fori_loop(0, 7, lambda i, x: x - jax.grad(lambda x: network(x).sum())(x), images)
+    >>> count(jax.make_jaxpr(descend)(jnp.zeros((2, 4, 4, 3))), logits=6, pixels=96)
+    Cost(forward_passes=7.0, gradient_evaluations=7.0, exact=True)
+    """
+    found = _tally([_open(program)])
+    forward, backward = found.passes[_forward] / logits, found.passes[_backward] / pixels
+    return Cost(None if np.isnan(forward) else forward, None if np.isnan(backward) else backward, found.exact)
+
+
+class _Tally:
+    def __init__(self) -> None:
+        self.passes: dict[Any, float] = {_forward: 0.0, _backward: 0.0}
+        self.exact = True
+
+    def add(self, other: "_Tally", times: float = 1.0) -> None:
+        for primitive, passes in other.passes.items():
+            if passes:  # a loop of unknown length costs nothing if it holds no pass
+                self.passes[primitive] += times * passes
+        self.exact &= other.exact
+
+
+def _walk(jaxpr: Jaxpr, times: float, found: _Tally) -> None:
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        inner = list(_inner(equation))
+        if equation.primitive in found.passes:
+            found.passes[equation.primitive] += times * equation.invars[0].aval.size
+        elif name == "scan":
+            _walk(inner[0], times * equation.params["length"], found)
+        elif name == "while":
+            body = _tally(inner)
+            if any(body.passes.values()):
+                body.exact = False
+            trips = _most_trips(equation)
+            found.add(body, times * (np.nan if trips is None else trips))
+        elif name == "cond":
+            branches = [_tally([branch]) for branch in inner]
+            costliest = max(branches, key=lambda tally: sum(tally.passes.values()))
+            costliest.exact &= all(tally.passes == costliest.passes and tally.exact for tally in branches)
+            found.add(costliest, times)
+        else:
+            for sub in inner:
+                _walk(sub, times, found)
+
+
+def _tally(jaxprs: list[Jaxpr]) -> _Tally:
+    found = _Tally()
+    for jaxpr in jaxprs:
+        _walk(jaxpr, 1.0, found)
+    return found
+
+
+def _open(jaxpr: Any) -> Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+
+
+def _inner(equation: Any) -> Iterator[Jaxpr]:
+    for parameter in equation.params.values():
+        for value in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
+            if isinstance(value, (ClosedJaxpr, Jaxpr)):
+                yield _open(value)
+
+
+def _most_trips(loop: Any) -> int | None:
+    """The largest number of trips of a `while` that counts up by one to a constant, whatever else may end it."""
+    condition, body = _open(loop.params["cond_jaxpr"]), _open(loop.params["body_jaxpr"])
+    constants, body_constants = loop.params["cond_nconsts"], loop.params["body_nconsts"]
+    carry = condition.invars[constants:]
+    given = (*loop.invars[:constants], *loop.invars[constants + body_constants :])
+    known = dict(zip(condition.invars, given, strict=True))
+
+    def number(atom: Any) -> float | None:
+        atom = atom if isinstance(atom, Literal) else known.get(atom)
+        return np.asarray(atom.val).item() if isinstance(atom, Literal) and np.ndim(atom.val) == 0 else None
+
+    bounds = []
+    for comparison in _needed(condition):
+        counter, limit = comparison.invars
+        if counter not in carry:
+            continue
+        position, first, last = carry.index(counter), number(counter), number(limit)
+        if first is not None and last is not None and _counts_up(body, body_constants + position, position):
+            bounds.append(max(0, int(last) - int(first)))
+    return min(bounds, default=None)
+
+
+def _needed(condition: Jaxpr) -> list[Any]:
+    """The ``<`` comparisons that must all hold for the condition to."""
+    made = {id(output): equation for equation in condition.eqns for output in equation.outvars}
+    pending, found = [condition.outvars[0]], []
+    while pending:
+        equation = made.get(id(pending.pop()))
+        if equation is None:
+            continue
+        if equation.primitive.name in ("and", "convert_element_type"):
+            pending.extend(equation.invars)
+        elif equation.primitive.name == "lt":
+            found.append(equation)
+    return found
+
+
+def _counts_up(body: Jaxpr, argument: int, result: int) -> bool:
+    for equation in body.eqns:
+        if body.outvars[result] in equation.outvars and equation.primitive.name == "add":
+            left, right = equation.invars
+            return left is body.invars[argument] and isinstance(right, Literal) and bool(np.all(right.val == 1))
+    return False

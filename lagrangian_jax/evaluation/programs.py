@@ -1,0 +1,112 @@
+"""The compiled side of an evaluation: a program for each stage of an attack and each batch size, split over devices."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lagrangian_jax.attacks.attack import _in_batches
+from lagrangian_jax.evaluation.cost import Cost, count, marked
+from lagrangian_jax.parallel import AXIS, per_device
+
+
+class Programs:
+    """Compiles stages as they are asked for, runs them, and halves the batch when the device's memory does not hold it.
+
+    Attributes:
+      compile_seconds: spent on tracing and compiling so far.
+      largest: the largest batch that fits, once one did not; None before.
+    """
+
+    def __init__(
+        self, logits_fn: Callable[..., Array], variables: tuple[Any, ...], mesh: Mesh, classes: int, key_impl: Any
+    ) -> None:
+        self._logits_fn = marked(logits_fn)
+        self._mesh, self._classes, self._key_impl = mesh, classes, key_impl
+        self._variables = jax.device_put(variables, NamedSharding(mesh, P()))
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._costs: dict[Any, Cost] = {}
+        self.compile_seconds = 0.0
+        self.largest: int | None = None
+
+    def run(
+        self, function: Callable[..., Array], keys: np.ndarray, images: np.ndarray, labels: np.ndarray, *arguments: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ``run`` of `lagrangian_jax.attacks.execute`; keys as their data. -1 is predicted where a logit is NaN."""
+        size = len(images)
+        if self.largest is None or size <= self.largest:
+            try:
+                program = self._program(function, keys, images, labels, arguments)
+                adversarial, predictions = program(self._variables, keys, images, labels, *arguments)
+                return np.asarray(adversarial), np.asarray(predictions)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error) or size <= self._mesh.size:
+                    raise
+            self._compiled.clear()  # programs hold device memory, too
+            self.largest = self.rounded(size // 2 if size // 2 >= self._mesh.size else self._mesh.size)
+
+        def part(rows):
+            return self.run(function, keys[rows], images[rows], labels[rows], *arguments)
+
+        adversarial, predictions = _in_batches(part, np.arange(size), [self.largest])
+        return adversarial, predictions
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The ``predict`` of `lagrangian_jax.attacks.execute`."""
+        keys = np.zeros((len(images), *jax.random.key_data(jax.random.key(0, impl=self._key_impl)).shape), np.uint32)
+        return self.run(_unchanged, keys, images, np.zeros(len(images), np.int32))[1]
+
+    def cost(self, function: Callable[..., Array], arguments: tuple[Any, ...]) -> Cost:
+        """Of a stage that has run, an example, with the pass that reads the prediction."""
+        return self._costs[function, _signature(arguments)]
+
+    def forget(self) -> None:
+        """Drops the programs of an attack that has ended; keeps the one that predicts."""
+        self._compiled = {key: program for key, program in self._compiled.items() if key[0] is _unchanged}
+
+    def rounded(self, size: int) -> int:
+        """The smallest batch that holds ``size`` examples and splits evenly over the devices."""
+        return -(-size // self._mesh.size) * self._mesh.size
+
+    def _program(self, function, keys, images, labels, arguments):
+        identity = function, _signature(arguments), images.shape
+        if identity not in self._compiled:
+            start = time.perf_counter()
+            replicated, split = NamedSharding(self._mesh, P()), NamedSharding(self._mesh, P(AXIS))
+            shardings = (replicated, split, split, split, *[replicated] * len(arguments))
+            program = jax.jit(functools.partial(self._stage, function), in_shardings=shardings, out_shardings=split)
+            traced = program.trace(self._variables, keys, images, labels, *arguments)
+            batch = len(images) // self._mesh.size
+            cost = count(traced.jaxpr, logits=batch * self._classes, pixels=images.size // self._mesh.size)
+            self._costs[identity[:2]] = cost
+            self._compiled[identity] = traced.lower().compile()
+            self.compile_seconds += time.perf_counter() - start
+        return self._compiled[identity]
+
+    def _stage(self, function, variables, keys, images, labels, *arguments):
+        def attack(variables, keys, images, labels, *arguments):
+            logits_fn = functools.partial(self._logits_fn, *variables)
+            keys = jax.random.wrap_key_data(keys, impl=self._key_impl)
+            adversarial = function(keys, logits_fn, images, labels, *arguments)
+            logits = logits_fn(adversarial)
+            predictions = jnp.where(jnp.any(jnp.isnan(logits), -1), -1, jnp.argmax(logits, -1).astype(jnp.int32))
+            return adversarial, predictions
+
+        specs = (P(), P(AXIS), P(AXIS), P(AXIS), *[P()] * len(arguments))
+        return per_device(attack, self._mesh, specs, P(AXIS))(variables, keys, images, labels, *arguments)
+
+
+def _unchanged(keys: Array, logits_fn: Callable[[Array], Array], images: Array, labels: Array) -> Array:
+    return images
+
+
+def _signature(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    leaves, structure = jax.tree.flatten(arguments)
+    return structure, tuple((type(leaf), np.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)

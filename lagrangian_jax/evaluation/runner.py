@@ -1,0 +1,228 @@
+"""Runs a suite: every attack of it on every example, over all devices, resumable, with exact counts.
+
+What an example gets depends on the key, the row's name and the example's index alone: not on the batch, the devices, the
+processes or the other attacks. So a killed evaluation goes on where it was, on whatever devices there are then.
+"""
+
+import importlib.metadata
+import platform
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from lagrangian_jax import attacks
+from lagrangian_jax import distances as distances_module
+from lagrangian_jax.attacks import Attack
+from lagrangian_jax.evaluation import files, suites
+from lagrangian_jax.evaluation.examples import Examples
+from lagrangian_jax.evaluation.programs import Programs
+from lagrangian_jax.evaluation.result import Result
+from lagrangian_jax.evaluation.suites import Row
+from lagrangian_jax.evaluation.work import Progress, Work
+from lagrangian_jax.parallel import AXIS
+
+
+def run(
+    logits_fn: Callable[..., Array],
+    images: Any,
+    labels: Any,
+    *,
+    suite: str | Sequence[Row] = "quick",
+    key: Array | int = 0,
+    batch_size: int | None = None,
+    index: Any = None,
+    variables: Any = None,
+    distances: Mapping[str, Any] | None = None,
+    workdir: str | Path | None = None,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+    keep_pictures: int = 8,
+) -> Result:
+    """Attacks a network with every attack of a suite.
+
+    All images are attacked, also misclassified ones, except by attacks in stages (AutoAttack, PGD0, restarts), which
+    skip what is misclassified already: that changes no accuracy. The network must be in evaluation mode.
+
+    Args:
+      logits_fn: ``logits_fn(images) -> (B, K)``, or with ``variables`` ``logits_fn(variables, images)``, which keeps
+        the weights out of the compiled programs: they compile faster, and once for all weights.
+      images: (N, H, W, C), float32 in [0, 1], or uint8, which is divided by 255.
+      labels: (N,) integers.
+      suite: a name of `lagrangian_jax.evaluation.suites.names`, or rows.
+      key: a PRNG key, or a seed.
+      batch_size: examples in one program, over all devices; by default what suits the images' size. Rounded up to a
+        multiple of the devices, and halved when the device's memory does not hold it.
+      index: (N,) the examples' indices in their data set, by default 0 .. N - 1; they seed the random numbers.
+      variables: a pytree of weights, see ``logits_fn``.
+      distances: for rows whose parameter ``distance`` is a name: a distance, or the path of its weights, by that name.
+        Others come from `lagrangian_jax.distances.create`.
+      workdir: where ``evaluation/<row>.npz`` is kept; what is there, from the same network, data, key and parameters,
+        is not computed again. None: nothing is written.
+      mesh: one axis, "data"; by default all devices.
+      progress: called as ``progress(row's name, examples done, of how many)``.
+      keep_pictures: adversarial images kept of each attack, of the first examples.
+
+    Returns:
+      a `Result`; printing it shows a table.
+
+    In a job of several processes each calls this with the same arguments, attacks its contiguous share of the examples
+    on its own devices, and returns the whole result; the first process alone writes.
+
+    Raises:
+      ValueError: the input is not what is described here, or the work directory holds another evaluation's rows.
+
+    >>> import jax.numpy as jnp, lagrangian_jax as lj
+    >>> logits_fn = lambda images: jnp.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], axis=-1)
+    >>> rows = [lj.evaluation.Row("none"), lj.evaluation.Row("fgsm", parameters={"bound": 0.25})]
+    >>> result = lj.evaluation.run(logits_fn, np.full((4, 2, 2, 3), 0.7, np.float32), np.zeros(4, int), suite=rows)
+    >>> [attack.accuracy for attack in result.attacks]
+    [1.0, 0.0]
+    """
+    rows = suites.rows(suite)
+    if keep_pictures < 0:
+        raise ValueError(f"keep_pictures: expected 0 or larger, got {keep_pictures}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: expected 1 or larger, got {batch_size}")
+    weights = () if variables is None else (variables,)
+
+    def network(images):
+        return logits_fn(*weights, images)
+
+    key, mesh = _key(key), _local(mesh)
+    examples = Examples(network, images, labels, index)
+    configured = [_configure(row, distances or {}) for row in rows]  # all of them, before the first one takes time
+    folder = None if workdir is None else Path(workdir) / "evaluation"
+    if folder is not None and jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    identity = {
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "examples": examples.count,
+        "data": examples.digest(),
+        "network": _weights_digest(network, weights, examples),
+    }
+    programs = Programs(logits_fn, weights, mesh, examples.classes, jax.random.key_impl(key))
+    batch = _batch(batch_size, examples, mesh)
+    works = []
+    for row, attack in zip(rows, configured, strict=True):
+        work = Work(row, attack, examples, identity | _distance_digest(attack, examples), folder, keep_pictures)
+        if not work.finished:
+            if attack.name == "autoattack":
+                work.notes += _self_checks(attack, key, network, examples)
+            work.run(programs, _example_keys(key, row.name, examples.index), batch, progress)
+            programs.forget()
+        works.append(work)
+    return Result(
+        suite=suite if isinstance(suite, str) else "custom",
+        seed=_seed(key),
+        attacks=tuple(work.outcome() for work in works),
+        failures=tuple(f"{work.row.name}: {note}" for work in works for note in work.notes),
+        versions=_versions(),
+        device=_device(mesh),
+        data={
+            "examples": examples.count,
+            "shape": list(examples.images.shape[1:]),
+            "classes": examples.classes,
+            "digest": identity["data"],
+        },
+        network={"digest": identity["network"], "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(weights))},
+        examples={work.row.name: work.rows() for work in works},
+    )
+
+
+def _key(key: Array | int) -> Array:
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return jax.random.key(int(key))
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
+        return key
+    if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:
+        return jax.random.wrap_key_data(key)  # jax.random.PRNGKey
+    raise ValueError(f"key: expected a seed or one key of jax.random.key, got {key!r}")
+
+
+def _seed(key: Array) -> int:
+    """The seed that `jax.random.key` made the key of, if it did: its words as one number."""
+    return int.from_bytes(np.asarray(jax.random.key_data(key)).astype(">u4").tobytes(), "big")
+
+
+def _example_keys(key: Array, name: str, index: np.ndarray) -> np.ndarray:
+    """Key data an example: the key folded with the row's name and with the example's index."""
+    row_key = jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(row_key, jnp.asarray(index.astype(np.uint32)))
+    return np.asarray(jax.random.key_data(keys))
+
+
+def _local(mesh: Mesh | None) -> Mesh:
+    """This process's devices: processes share no program, only results."""
+    if mesh is not None and mesh.axis_names != (AXIS,):
+        raise ValueError(f"mesh: expected one axis, {AXIS!r}; got {mesh.axis_names}")
+    devices = jax.local_devices() if mesh is None else list(mesh.local_devices)
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def _batch(asked: int | None, examples: Examples, mesh: Mesh) -> int:
+    """Examples of one program: as asked, or what suits the images; evened out, so that no batch is nearly empty."""
+    if asked is None:
+        pixels = int(np.prod(examples.images.shape[1:3]))
+        each = 64 if mesh.devices.flat[0].platform == "cpu" else int(np.clip(512 * 1024 / pixels, 64, 1024))
+        asked = each * mesh.size
+    share = -(-examples.count // jax.process_count())
+    return -(-share // -(-share // asked))
+
+
+def _configure(row: Row, given: Mapping[str, Any]) -> Attack:
+    if row.attack not in attacks.names():
+        raise ValueError(
+            f"suite: row {row.name!r} needs the attack {row.attack!r}; there are {', '.join(attacks.names())}"
+        )
+    parameters = dict(row.parameters)
+    distance = parameters.get("distance")
+    if isinstance(distance, str):
+        found = given.get(distance)
+        weights = {"weights": found} if isinstance(found, (str, Path)) else {}
+        parameters["distance"] = found if callable(found) else distances_module.create(distance, **weights)
+    return attacks.create(row.attack, **parameters)
+
+
+def _weights_digest(network: Callable[[Array], Array], weights: tuple[Any, ...], examples: Examples) -> str:
+    """A hash of what the network computes with: its variables, or the arrays that it closes over."""
+    image = jax.ShapeDtypeStruct((1, *examples.images.shape[1:]), jnp.float32)
+    return files.digest(*(jax.tree.leaves(weights) or files.closure(network, image)))
+
+
+def _distance_digest(attack: Attack, examples: Examples) -> dict[str, str]:
+    distance = attack.parameters.get("distance")
+    if distance is None:
+        return {}
+    image = jax.ShapeDtypeStruct((1, *examples.images.shape[1:]), jnp.float32)
+    return {"distance": files.digest(*files.closure(distance, image, image))}
+
+
+def _self_checks(attack: Attack, key: Array, network: Callable[[Array], Array], examples: Examples) -> list[str]:
+    few = slice(0, min(examples.count, 64))
+    options = {name: attack.parameters[name] for name in ("norm", "bound")}
+    return attacks.autoattack.checks(key, network, examples.floats(few), examples.labels[few], **options)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("lagrangian_jax", "jax", "jaxlib", "flax", "numpy")
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return {"python": platform.python_version(), **found}
+
+
+def _device(mesh: Mesh) -> dict[str, Any]:
+    device = mesh.devices.flat[0]
+    processes = jax.process_count()
+    return {
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "count": mesh.size * processes,
+        "processes": processes,
+    }

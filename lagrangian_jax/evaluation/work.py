@@ -1,0 +1,234 @@
+"""One attack of a suite on all examples: what is done, in memory and on disk, and how the rest gets done."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lagrangian_jax import attacks
+from lagrangian_jax.attacks import Attack, Execution
+from lagrangian_jax.evaluation import files, processes
+from lagrangian_jax.evaluation.examples import Examples
+from lagrangian_jax.evaluation.programs import Programs
+from lagrangian_jax.evaluation.result import AttackResult, plain
+from lagrangian_jax.evaluation.suites import Row
+
+SAVE_SECONDS = 10.0  # between two savings of an unfinished attack
+CHUNK_BATCHES = 8  # of an attack in stages, so that the survivors of a chunk still fill batches
+Progress = Callable[[str, int, int], None]
+
+
+class Work:
+    """One attack on all examples; picks up what the work directory holds of it.
+
+    A chunk of examples is done at a time. Unfinished attacks are saved after a chunk, in a file of their own, at most
+    every `SAVE_SECONDS`; chunks are the same after a restart as without one, so the rows are, bit for bit.
+    """
+
+    def __init__(
+        self,
+        row: Row,
+        attack: Attack,
+        examples: Examples,
+        identity: Mapping[str, Any],
+        folder: Path | None,
+        pictures: int,
+    ) -> None:
+        self.row, self.attack, self.examples = row, attack, examples
+        self.fingerprint = plain({"name": row.name, "attack": row.attack, "parameters": attack.parameters, **identity})
+        self._path = None if folder is None else folder / f"{row.name}.npz"
+        self._unfinished = None if folder is None else folder / f".{row.name}.unfinished"
+        self.notes: list[str] = []
+        count, pictures = examples.count, min(pictures, examples.count)
+        self._state = {
+            "done": np.zeros(count, bool),
+            "prediction": np.full(count, -1, np.int32),
+            "l0": np.zeros(count, np.int32),
+            "l2": np.zeros(count, np.float32),
+            "linf": np.zeros(count, np.float32),
+            "pictures": np.zeros((pictures, *examples.images.shape[1:]), np.float32),
+            # Sums over examples: forward passes, gradients, whether these are bounds, and examples that each stage saw.
+            "costs": np.zeros(3 + len(attack.stages)),
+            "seconds": np.zeros(2),  # running, compiling
+        }
+        if not self._load(self._path):
+            self._load(self._unfinished)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self._state["done"].all())
+
+    def run(self, programs: Programs, keys: np.ndarray, batch: int, progress: Progress | None) -> None:
+        """Does what is left.
+
+        Args:
+          programs: compiles and runs.
+          keys: (N, ...) key data, one an example.
+          batch: examples of one program.
+          progress: called with the row's name, the number of examples done, and of all.
+        """
+        parts = (1, 4, 16) if self.attack.survivors else (1,)
+        sizes = sorted({programs.rounded(-(-batch // part)) for part in parts})
+        chunks = processes.rounds(self._state["done"], sizes[-1] * (CHUNK_BATCHES if self.attack.survivors else 1))
+        largest, saved = programs.largest, time.perf_counter()
+        for chunk in chunks:
+            if progress is not None:
+                progress(self.row.name, int(self._state["done"].sum()), self.examples.count)
+            self._merge(self._attack(programs, keys, chunk, sizes))
+            if time.perf_counter() - saved > SAVE_SECONDS and not self.finished:
+                self._save(self._unfinished)
+                saved = time.perf_counter()
+        if programs.largest != largest:
+            self.notes.append(
+                f"a batch of {sizes[-1]} did not fit into the device's memory; went on with {programs.largest}"
+            )
+        self._warn()
+        self._save(self._path)
+        if self._unfinished is not None and jax.process_index() == 0:
+            self._unfinished.unlink(missing_ok=True)
+        if progress is not None:
+            progress(self.row.name, self.examples.count, self.examples.count)
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """A row an example, and the pictures: what a finished attack's file holds."""
+        index, labels, state = self.examples.index, self.examples.labels, self._state
+        return {
+            "index": index,
+            "label": labels,
+            "prediction": state["prediction"],
+            "correct": state["prediction"] == labels,
+            **{name: state[name] for name in ("l0", "l2", "linf")},
+            "picture_index": index[: len(state["pictures"])],
+            "pictures": state["pictures"],
+        }
+
+    def outcome(self) -> AttackResult:
+        """The sums and means of the rows."""
+        rows, total = self.rows(), self.examples.count
+        correct = int(rows["correct"].sum())
+        forward, gradients, bounds, *stages = self._state["costs"]
+        return AttackResult(
+            name=self.row.name,
+            label=self.row.label,
+            attack=self.row.attack,
+            parameters=self.fingerprint["parameters"],
+            column=self.row.column,
+            correct=correct,
+            total=total,
+            accuracy=correct / total,
+            mean_l0=_mean(rows["l0"]),
+            mean_l2=_mean(rows["l2"]),
+            mean_linf=_mean(rows["linf"]),
+            seconds=float(self._state["seconds"][0]),
+            compile_seconds=float(self._state["seconds"][1]),
+            gradient_evaluations=None if np.isnan(gradients) else float(gradients) / total,
+            forward_passes=None if np.isnan(forward) else float(forward) / total,
+            cost_exact=not bounds,
+            attacked=int(stages[0]),
+            stages=tuple(int(stage) for stage in stages),
+        )
+
+    def _attack(self, programs: Programs, keys: np.ndarray, chunk: np.ndarray, sizes: Sequence[int]) -> dict[str, Any]:
+        """One chunk's part of the state; all of it empty for a process that has nothing left to do."""
+        start, compiled = time.perf_counter(), programs.compile_seconds
+        found = {name: self._state[name][chunk] for name in ("prediction", "l0", "l2", "linf")}
+        found["picture_rows"] = chunk[chunk < len(self._state["pictures"])]
+        found["pictures"], found["costs"] = self._state["pictures"][:0], np.zeros_like(self._state["costs"])
+        if len(chunk):
+            images, labels = self.examples.floats(chunk), self.examples.labels[chunk]
+            execution = attacks.execute(self.attack, programs.run, programs.predict, keys[chunk], images, labels, sizes)
+            found |= {"prediction": execution.predictions, **_norms(execution.adversarial - images)}
+            found["pictures"] = execution.adversarial[: len(found["picture_rows"])]
+            found["costs"] = self._costs(programs, execution, len(chunk))
+        compiling = programs.compile_seconds - compiled
+        found["seconds"] = np.array([time.perf_counter() - start - compiling, compiling])
+        return {"rows": chunk, **found}
+
+    def _merge(self, found: Mapping[str, np.ndarray]) -> None:
+        state = self._state
+        everyone = processes.gather(found)
+        for part in everyone:
+            state["done"][part["rows"]] = True
+            for name in ("prediction", "l0", "l2", "linf"):
+                state[name][part["rows"]] = part[name]
+            state["pictures"][part["picture_rows"]] = part["pictures"]
+            state["costs"] += part["costs"]
+        state["seconds"] += np.max([part["seconds"] for part in everyone], axis=0)
+
+    def _costs(self, programs: Programs, execution: Execution, count: int) -> np.ndarray:
+        forward, gradients, bounds = float(count if self.attack.survivors else 0), 0.0, 0
+        for stage, attacked in zip(self.attack.stages, execution.attacked, strict=True):
+            if attacked:
+                cost = programs.cost(stage.function, stage.arguments)
+                forward += attacked * (np.nan if cost.forward_passes is None else cost.forward_passes)
+                gradients += attacked * (np.nan if cost.gradient_evaluations is None else cost.gradient_evaluations)
+                bounds += not cost.exact
+        return np.array([forward, gradients, bounds, *execution.attacked])
+
+    def _warn(self) -> None:
+        """Notes on the finished rows that a reader of the accuracy must have."""
+        rows = self.rows()
+        lost = int(np.sum(rows["prediction"] < 0))
+        if lost:
+            self.notes.append(f"{lost} examples have logits that are not numbers; they count as misclassified")
+        odd = int(np.sum(~np.isfinite(rows["l2"])))
+        if odd:
+            self.notes.append(f"{odd} adversarial images are not finite")
+        if self.attack.name == "autoattack":
+            stages = tuple(int(stage) for stage in self._state["costs"][3:])
+            execution = Execution(rows["pictures"], rows["prediction"], stages)
+            self.notes += attacks.autoattack.square_check(execution, self.examples.labels)
+
+    def _save(self, path: Path | None) -> None:
+        if path is not None and jax.process_index() == 0:
+            files.write(path, self._state | self.rows(), {"fingerprint": self.fingerprint, "notes": self.notes})
+
+    def _load(self, path: Path | None) -> bool:
+        if path is None:
+            return False
+        here = jax.process_index() == 0 and path.exists()
+        content = processes.broadcast(path.read_bytes() if here else b"")
+        if not content and not here:
+            return False
+        try:
+            arrays, about = files.read(content)
+            arrays = self._checked(arrays, path, about["fingerprint"])
+        except (files.Damaged, KeyError) as error:
+            self.notes.append(f"{path.name} was damaged and was computed again ({error})")
+            warnings.warn(f"{path} is damaged and is computed again ({error})", stacklevel=5)
+            return False
+        pictures = self._state["pictures"]
+        self._state |= {name: arrays[name] for name in self._state}
+        self._state["pictures"] = self._state["pictures"][: len(pictures)]
+        self.notes += about["notes"]
+        return True
+
+    def _checked(self, arrays: dict[str, np.ndarray], path: Path, fingerprint: Any) -> dict[str, np.ndarray]:
+        differ = files.differences(fingerprint, self.fingerprint)
+        if differ:
+            raise ValueError(
+                f"{path} belongs to another evaluation: {'; '.join(differ)}. Nothing was overwritten; choose another "
+                "work directory, or delete this file to have it computed again"
+            )
+        for name, value in self._state.items():
+            if name != "pictures" and arrays[name].shape != value.shape:
+                raise files.Damaged(f"{name} has shape {arrays[name].shape}, expected {value.shape}")
+        return arrays
+
+
+def _norms(perturbations: np.ndarray) -> dict[str, np.ndarray]:
+    flat = perturbations.reshape(len(perturbations), -1)
+    return {
+        "l0": np.any(np.abs(perturbations) > 1e-6, axis=-1).sum((1, 2)).astype(np.int32),
+        "l2": np.sqrt(np.einsum("ni,ni->n", flat, flat, dtype=np.float64)).astype(np.float32),
+        "linf": np.abs(flat).max(axis=1),
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    mean = float(np.mean(values, dtype=np.float64))
+    return mean if np.isfinite(mean) else None
