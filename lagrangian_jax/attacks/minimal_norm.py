@@ -133,7 +133,7 @@ def deepfool(
     *,
     steps: int = 50,
     overshoot: float = 0.02,
-    candidates: int = 10,
+    classes: int = 10,
 ) -> Array:
     r"""DeepFool in l2 (Moosavi-Dezfooli et al. 2016): steps to the nearest boundary of the linearised network.
 
@@ -150,13 +150,13 @@ def deepfool(
       labels: (B,) integers.
       steps: the most steps; each costs a forward pass and a backward pass for each class considered but the label.
       overshoot: o, by how much the image goes past the boundary, relative to the perturbation.
-      candidates: classes considered, the label and those of largest logit on the clean image. Their gradients are taken
-        one after another, so memory does not grow with their number.
+      classes: how many are considered, the label and those of largest logit on the clean image. Their gradients are
+        taken one after another, so memory does not grow with their number.
 
     Returns:
       adversarial images (B, H, W, C) in [0, 1]; the clean image where the last step does not fool the network either.
 
-    Source: Moosavi-Dezfooli et al. 2016, algorithm 2, and its released code (10 candidates, 50 steps, 1e-4).
+    Source: Moosavi-Dezfooli et al. 2016, algorithm 2, and its released code (10 classes, 50 steps, 1e-4).
     Deviations: the label takes the place of the network's own prediction, the image is clipped to [0, 1], and a
     gradient below 1e-6 in norm counts as 1e-6.
 
@@ -170,7 +170,7 @@ def deepfool(
     clean = logits_fn(images)
     one_hot = jax.nn.one_hot(labels, clean.shape[-1], dtype=clean.dtype)
     others = jnp.where(one_hot > 0, -jnp.inf, clean)
-    classes = lax.top_k(others, min(candidates, clean.shape[-1]) - 1)[1]
+    rivals = lax.top_k(others, min(classes, clean.shape[-1]) - 1)[1]
 
     def nearest_boundary(adversarial):
         logits, vjp = jax.vjp(logits_fn, adversarial)
@@ -185,7 +185,7 @@ def deepfool(
             return (jnp.where(nearer, gap / norms, nearest), jnp.where(expand(nearer, step), towards, step)), None
 
         start = (jnp.full(labels.shape, jnp.inf, logits.dtype), jnp.zeros_like(adversarial))
-        (_, step), _ = lax.scan(consider, start, classes.T)
+        (_, step), _ = lax.scan(consider, start, rivals.T)
         return jnp.argmax(logits, axis=-1) != labels, step
 
     def image(perturbation):
