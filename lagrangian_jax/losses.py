@@ -44,7 +44,7 @@ def margin(logits: Array, labels: Array, kappa: float = jnp.inf) -> Array:
     [-2.  1.]
     """
     value = best_other_logit(logits, labels) - label_logit(logits, labels)
-    return jnp.where(value <= kappa, value, jnp.asarray(kappa, value.dtype))
+    return jnp.where(value > kappa, jnp.asarray(kappa, value.dtype), value)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -54,7 +54,8 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     >>> print(cross_entropy(jnp.zeros((1, 4)), jnp.array([2])))
     [1.3862944]
     """
-    return jax.nn.logsumexp(logits, axis=-1) - label_logit(logits, labels)
+    # Not logsumexp minus the logit: its rounding would swamp the small losses of confident networks.
+    return -label_logit(jax.nn.log_softmax(logits), labels)
 
 
 def kl_divergence(logits_p: Array, logits_q: Array) -> Array:
