@@ -2,8 +2,9 @@
 
 An attack is a pure function ``attack(keys, logits_fn, images, labels, **parameters) -> adversarial images``. One that
 spends effort only on examples that still hold (AutoAttack, PGD0, restarts) is a sequence of such functions, its stages:
-a stage sees the examples that every stage before it left correctly classified. `Attack` runs both kinds; under `jax.jit`
-the survivors are a mask, outside of it they are gathered into fixed batch sizes, so fooled examples cost nothing.
+a stage sees the examples that every stage before it left correctly classified. `Attack` runs both kinds. Under
+`jax.jit` the survivors are a mask; outside of it they are gathered into fixed batch sizes, so fooled examples cost
+nothing.
 """
 
 import dataclasses
@@ -23,11 +24,15 @@ def example_keys(key: Array, batch: int) -> Array:
     """One key an example: ``key`` folded with the position in the batch, unless it is already one key an example.
 
     The harness passes keys folded with the example's index in the data set, so that the same example gets the same
-    perturbation whatever batch or device it is in.
+    perturbation whatever batch or device it is in. Old-style keys (`jax.random.PRNGKey`) are taken as well.
     """
-    if key.ndim == 1:
-        return key
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    if key.shape != (batch,):
+        raise ValueError(f"key: expected one key, or {batch} keys for {batch} images; got keys of shape {key.shape}")
+    return key
 
 
 def fold_in(keys: Array, value: int | Array) -> Array:
@@ -87,8 +92,8 @@ class Stage(NamedTuple):
 class Attack:
     """A configured attack, from `lagrangian_jax.attacks.create`.
 
-    Calling it attacks a batch: ``attack(key, logits_fn, images, labels)`` with a key (or one key an example), a function
-    from images to logits (B, K), images (B, H, W, C) float32 in [0,1] and integer labels (B,). It returns the
+    Calling it attacks a batch: ``attack(key, logits_fn, images, labels)`` with a key (or one key an example), a
+    function from images to logits (B, K), images (B, H, W, C) float32 in [0,1] and integer labels (B,). It returns the
     adversarial images. It is pure and may stand inside `jax.jit`; outside, inputs are checked and it compiles itself.
 
     Attributes:
@@ -107,9 +112,15 @@ class Attack:
     keep_failures: bool = False
 
     def __call__(self, key: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
-        if any(isinstance(x, jax.core.Tracer) for x in (key, images, labels)):
+        # Inside a trace new arrays are tracers too; so is what a network makes of constants if its weights are traced.
+        traced = any(isinstance(x, jax.core.Tracer) for x in (key, images, labels, jnp.zeros(())))
+        if not traced:
+            images, labels = check_inputs(logits_fn, images, labels)
+            if not len(images):
+                return images
+            traced = isinstance(logits_fn(images[:1]), jax.core.Tracer)
+        if traced:
             return self._traced(example_keys(key, images.shape[0]), logits_fn, images, labels)
-        images, labels = check_inputs(logits_fn, images, labels)
 
         @functools.partial(jax.jit, static_argnums=0)
         def run(function, keys, images, labels, *arguments):
@@ -136,7 +147,7 @@ class Attack:
 
 
 class Execution(NamedTuple):
-    """What `execute` returns: adversarial images (N, H, W, C), predictions (N,), and how many examples each stage saw."""
+    """What `execute` returns: adversarial images (N, H, W, C), predictions (N,), how many examples each stage saw."""
 
     adversarial: np.ndarray
     predictions: np.ndarray
@@ -146,7 +157,7 @@ class Execution(NamedTuple):
 def execute(
     attack: Attack,
     run: Callable[..., tuple[Array, Array]],
-    predict: Callable[[Array], Array],
+    predict: Callable[[Any], Array],
     keys: Array,
     images: np.ndarray,
     labels: np.ndarray,
@@ -167,6 +178,8 @@ def execute(
       an `Execution`.
     """
     count = len(images)
+    if count == 0:
+        return Execution(images.copy(), np.empty(0, np.int32), (0,) * len(attack.stages))
     sizes = sorted(batch_sizes) if batch_sizes else [count]
     adversarial = images.copy()
     holding = np.arange(count)
@@ -195,12 +208,12 @@ def execute(
 
 
 def _in_batches(function: Callable, rows: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Applies ``function`` to row indices in batches of the given sizes, padding the last with copies of its last row."""
+    """Applies ``function`` to row indices in batches of the given sizes, padding the last with copies of its last."""
     outputs = []
     start = 0
     while start < len(rows):
         left = len(rows) - start
-        size = next((s for s in sizes if s >= left), sizes[-1])
+        size = _batch_size(left, sizes)
         chunk = rows[start : start + size]
         padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk))])
         outputs.append([np.asarray(output)[: len(chunk)] for output in function(padded)])
@@ -208,8 +221,18 @@ def _in_batches(function: Callable, rows: np.ndarray, sizes: Sequence[int]) -> t
     return tuple(np.concatenate(column) for column in zip(*outputs, strict=True))
 
 
+def _batch_size(left: int, sizes: Sequence[int]) -> int:
+    """The size that covers the rows left, unless repeating the next smaller one computes fewer rows."""
+    index = next((i for i, size in enumerate(sizes) if size >= left), len(sizes) - 1)
+    smaller = sizes[max(index - 1, 0)]
+    return smaller if -(-left // smaller) * smaller < sizes[index] else sizes[index]
+
+
 def check_inputs(logits_fn: LogitsFn, images: Any, labels: Any) -> tuple[Array, Array]:
-    """Refuses what no attack can work on, with one clear `ValueError`, before anything is compiled."""
+    """Refuses what no attack can work on, with one clear `ValueError`, before the attack is compiled.
+
+    The network runs on a few of the images, to tell logits from probabilities.
+    """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim != 4:
         raise ValueError(f"images: expected shape (B, H, W, C), got {images.shape}")
@@ -225,11 +248,27 @@ def check_inputs(logits_fn: LogitsFn, images: Any, labels: Any) -> tuple[Array, 
         raise ValueError(f"labels: expected integers, got {labels.dtype}")
     if images.size and not (np.min(images) >= 0 and np.max(images) <= 1):  # also false for NaN
         raise ValueError(f"images: expected values in [0, 1], got {np.min(images)} to {np.max(images)}")
-    logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(images.shape, jnp.float32))
-    if not hasattr(logits, "shape") or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+    rows = max(1, len(images))  # networks need not take an empty batch
+    logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((rows, *images.shape[1:]), jnp.float32))
+    if not hasattr(logits, "shape") or logits.ndim != 2 or logits.shape[0] != rows:
         got = getattr(logits, "shape", type(logits).__name__)
-        raise ValueError(f"logits_fn: expected logits of shape ({images.shape[0]}, classes), got {got}")
+        raise ValueError(f"logits_fn: expected logits of shape ({rows}, classes), got {got}")
     classes = logits.shape[1]
+    if classes < 2:
+        raise ValueError(f"logits_fn: expected logits of at least 2 classes, got shape {logits.shape}")
     if labels.size and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(f"labels: expected values in [0, {classes}), got {labels.min()} to {labels.max()}")
-    return jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+    images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+    if images.size:
+        sample = logits_fn(images[:4])
+        if not isinstance(sample, jax.core.Tracer) and _are_probabilities(np.asarray(sample)):
+            raise ValueError(
+                "logits_fn: its rows lie in [0, 1] and sum to one, as probabilities do; "
+                "return logits, the values before the softmax"
+            )
+    return images, labels
+
+
+def _are_probabilities(rows: np.ndarray) -> bool:
+    within = (rows >= -1e-3) & (rows <= 1 + 1e-3)
+    return bool(within.all() and (np.abs(rows.sum(axis=-1) - 1) <= 1e-3).all())
