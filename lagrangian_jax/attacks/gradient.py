@@ -28,7 +28,7 @@ def stateless(logits_fn: LogitsFn) -> Forward:
 
 
 def ascend(
-    objective: Callable[[Array, Any, Array], tuple[Array, Array, Any]],
+    objective: Callable[[Array, Any, int | Array], tuple[Array, Array, Any]],
     update: Callable[[Array, Array, Array], Array],
     start: Array,
     state: Any,
@@ -38,8 +38,8 @@ def ascend(
     """Gradient steps on a perturbation: ``perturbation = update(i, perturbation, gradient)``, i = 0 .. steps - 1.
 
     Args:
-      objective: ``(perturbation, state, i) -> (values (B,), scores (B,), state)``. The sum of the values is differentiated,
-        so examples stay independent unless the network couples them (train-mode batch statistics).
+      objective: ``(perturbation, state, i) -> (values (B,), scores (B,), state)``. The sum of the values is
+        differentiated, so examples stay independent unless the network couples them (train-mode batch statistics).
       update: ``(i, perturbation, gradient) -> perturbation``; the projection is part of it.
       start: the first perturbation.
       state: threaded through every forward pass (batch statistics; ``()`` for a plain function).
@@ -62,11 +62,11 @@ def ascend(
         return update(i, perturbation, gradient), state, best, best_scores
 
     batch = start.shape[0]
-    best = (start, jnp.full(batch, -jnp.inf, start.dtype)) if keep == "best" else ((), ())
-    perturbation, state, *best = lax.fori_loop(0, steps, step, (start, state, *best))
+    nothing = (start, jnp.full(batch, -jnp.inf, start.dtype)) if keep == "best" else ((), ())
+    perturbation, state, best, best_scores = lax.fori_loop(0, steps, step, (start, state, *nothing))
     if keep == "best":
         _, scores, state = objective(perturbation, state, steps - 1)
-        perturbation, _ = _better(*best, perturbation, scores)
+        perturbation, _ = _better(best, best_scores, perturbation, scores)
     return perturbation, state
 
 
@@ -130,7 +130,7 @@ def pgd(
     Returns:
       the adversarial images and the state.
     """
-    bound, step_size = (expand(x, images) if jnp.ndim(x) == 1 else x for x in (bound, step_size))
+    bound, step_size = (expand(jnp.asarray(x), images) if jnp.ndim(x) == 1 else x for x in (bound, step_size))
     if norm == "linf":
         start_in_ball, update = linf_start, _linf_update(images, bound, step_size, direction)
     else:
@@ -204,7 +204,9 @@ def pgd_linf(
     [0.4 0.4 0.4 0.4]
     """
     step_size = bound / 33 if step_size is None else step_size
-    options = dict(norm="linf", bound=bound, steps=steps, step_size=step_size, random_start=random_start, keep=keep)
+    options: dict[str, Any] = dict(
+        norm="linf", bound=bound, steps=steps, step_size=step_size, random_start=random_start, keep=keep
+    )
     return pgd(key, stateless(logits_fn), (), images, labels, **options)[0]
 
 
@@ -250,7 +252,9 @@ def pgd_l2(
     [0.4 0.4 0.4 0.4]
     """
     step_size = bound / 33 if step_size is None else step_size
-    options = dict(norm="l2", bound=bound, steps=steps, step_size=step_size, random_start=random_start, keep=keep)
+    options: dict[str, Any] = dict(
+        norm="l2", bound=bound, steps=steps, step_size=step_size, random_start=random_start, keep=keep
+    )
     return pgd(key, stateless(logits_fn), (), images, labels, **options)[0]
 
 
@@ -280,7 +284,9 @@ def mpgd(
     Source: paper, section on Table 4; no code was released.
     """
     step_size = bound / 33 if step_size is None else step_size
-    options = dict(norm="linf", bound=bound, steps=steps, step_size=step_size, random_start=random_start, keep=keep)
+    options: dict[str, Any] = dict(
+        norm="linf", bound=bound, steps=steps, step_size=step_size, random_start=random_start, keep=keep
+    )
     return pgd(key, stateless(logits_fn), (), images, labels, direction=max_normalised, **options)[0]
 
 
@@ -289,7 +295,7 @@ def fgsm(key: Array, logits_fn: LogitsFn, images: Array, labels: Array, *, bound
 
     See `pgd_linf` for the arguments; deterministic.
     """
-    options = dict(norm="linf", bound=bound, steps=1, step_size=bound)
+    options: dict[str, Any] = dict(norm="linf", bound=bound, steps=1, step_size=bound)
     return pgd(key, stateless(logits_fn), (), images, labels, **options)[0]
 
 

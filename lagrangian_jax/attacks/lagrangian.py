@@ -46,14 +46,14 @@ def lagrangian(
       decay: c.
       init_std: standard deviation of the first perturbation, which is not clipped before the first forward pass.
       kappa: the margin above which only the norm is reduced.
-      keep: "last" (the paper's) or "best": of the iterates that fool the network the one of smallest l2 norm, else the one
-        of largest margin.
+      keep: "last" (the paper's) or "best": of the iterates that fool the network the one of smallest l2 norm, else the
+        one of largest margin.
 
     Returns:
       adversarial images (B, H, W, C) in [0, 1].
 
-    Source: Lagrangian_Unseen `Lag_attack.py`. Where it differs from the paper the code is followed: a standard deviation
-    of 0.01 (the paper: a variance), the clip to the box (the paper: none), 1e-8 added to max|g|, and kappa.
+    Source: Lagrangian_Unseen `Lag_attack.py`. Where it differs from the paper the code is followed: a standard
+    deviation of 0.01 (the paper: a variance), the clip to the box (the paper: none), 1e-8 added to max|g|, and kappa.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)), -images.sum((1, 2, 3))], axis=-1)
@@ -62,7 +62,7 @@ def lagrangian(
     >>> bool(logits_fn(adversarial)[0, 0] < 0)
     True
     """
-    options = dict(
+    options: dict[str, Any] = dict(
         steps=steps, step_size=step_size, multiplier=multiplier, decay=decay, init_std=init_std, kappa=kappa, keep=keep
     )
     return lagrangian_with_state(key, stateless(logits_fn), (), images, labels, **options)[0]
@@ -83,7 +83,7 @@ def lagrangian_with_state(
     kappa: float = 1.0,
     keep: str = "last",
 ) -> tuple[Array, Any]:
-    """`lagrangian` for training: ``forward(images, state) -> (logits, state)``; ``multiplier`` may be one an example (B,).
+    """`lagrangian` for training: ``forward(images, state) -> (logits, state)``; ``multiplier`` may be one an example.
 
     Returns:
       the adversarial images and the state after the last forward pass.

@@ -111,7 +111,9 @@ def msd(
     >>> print(adversarial.ravel())  # the l2 ball reaches furthest here
     [0.25 0.25 0.25 0.25]
     """
-    options = dict(bound_linf=bound_linf, bound_l2=bound_l2, bound_l1=bound_l1, steps=steps, coordinates=coordinates)
+    options: dict[str, Any] = dict(
+        bound_linf=bound_linf, bound_l2=bound_l2, bound_l1=bound_l1, steps=steps, coordinates=coordinates
+    )
     options |= dict(step_size_linf=step_size_linf, step_size_l2=step_size_l2, step_size_l1=step_size_l1)
     return msd_with_state(key, stateless(logits_fn), (), images, labels, **options)[0]
 
