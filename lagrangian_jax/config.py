@@ -1,7 +1,7 @@
 """Configurations: plain data with defaults for every field, files that change some of them, and the command line.
 
-A configuration file defines ``get_config(options="")`` and returns a `ConfigDict` made by `default`; ``options`` is what
-follows the colon in ``--config=configs/cifar10.py:pgd_l2,slim``: a training method, presets, or both.
+A configuration file defines ``get_config(options="")`` and returns a `ConfigDict` made by `default`; ``options`` is
+what follows the colon in ``--config=configs/cifar10.py:pgd_l2,slim``: a training method, presets, or both.
 """
 
 import argparse
@@ -111,6 +111,12 @@ def choose(
             raise unknown("method or preset", name, (*method_values, *presets))
         presets[name](config)
     return config
+
+
+def evaluation_statistics(config: ConfigDict) -> None:
+    """Running averages in the attack, for methods whose original uses the statistics of the batch."""
+    if "statistics" in config.method:
+        config.method.statistics = "eval"
 
 
 class UsageError(Exception):
@@ -230,13 +236,38 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str 
     return lines
 
 
-def fail(message: str) -> None:
-    """One line on the error stream, for wrong input."""
-    print(f"error: {message}", file=sys.stderr)
-
-
-def make_deterministic() -> None:
-    """Asks XLA for the same bits every time; must come before JAX touches a device."""
+def prepare_jax(config: ConfigDict) -> None:
+    """Settings that must come before JAX touches a device: determinism, and where compiled programs are kept."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_gpu_deterministic_ops" not in flags:
+    if config.deterministic and "xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "lagrangian_jax" / "compiled"))
+
+
+def fail(message: str, code: int) -> int:
+    """One line on the error stream; returns the exit code."""
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (SIGTERM, Ctrl-C); its state is saved."""
+
+
+class NotFinite(Exception):
+    """A loss is not finite; names the metric and the step."""
+
+
+def guarded(function: Callable[..., None], *arguments: Any) -> int:
+    """Runs a door's work: what a user can cause ends in one line and an exit code, not in a traceback."""
+    try:
+        function(*arguments)
+    except Interrupted as stopped:
+        return fail(str(stopped), os.EX_TEMPFAIL)
+    except (NotFinite, ValueError, OSError) as error:
+        return fail(str(error), 1)
+    return 0

@@ -18,8 +18,8 @@ AXIS = "data"
 def start() -> None:
     """Joins the other hosts of a pod or job; does nothing on a single host.
 
-    Cloud TPU, SLURM, Open MPI and Kubernetes are recognised by `jax.distributed`; elsewhere set JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    Cloud TPU, SLURM, Open MPI and Kubernetes are recognised by `jax.distributed`; elsewhere set
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
     if os.environ.get("JAX_NUM_PROCESSES"):
         jax.distributed.initialize(

@@ -67,8 +67,8 @@ def training_step(
             images = augment(fold_in(keys, 0), images, **augmentation)
         batch = Batch(images, labels, index)
 
-        # Craft. Batch statistics, where the method's attack uses them, are those of this device's examples: the loop has
-        # no collective in it. Their running averages are brought together once, after it.
+        # Craft. Batch statistics, where the method's attack uses them, are those of this device's examples: its loop
+        # has no collective in it. Their running averages are brought together once, after it.
         rows = jax.tree.map(lambda memory: memory[index], state.memory)
         crafted = method.craft(
             fold_in(keys, 1),

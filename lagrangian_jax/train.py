@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 
 from lagrangian_jax import attacks, data, methods, models, parallel
 from lagrangian_jax.checkpoint import Checkpoints
+from lagrangian_jax.config import Interrupted, NotFinite
+from lagrangian_jax.data.stream import epoch_order
 from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.state import TrainState, initial_state
 from lagrangian_jax.step import resident_steps, streaming_step, training_step
@@ -33,14 +35,6 @@ class Trained(NamedTuple):
 
     variables: Any
     summary: dict[str, Any]
-
-
-class Interrupted(Exception):
-    """The run was asked to stop (SIGTERM, Ctrl-C); its state is saved."""
-
-
-class NotFinite(Exception):
-    """A loss is not finite; names the step and the metric."""
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> Trained:
@@ -66,8 +60,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     batch_size = config.train.batch_size
     if batch_size % mesh.size or batch_size > examples:
         raise ValueError(
-            f"train.batch_size: expected a multiple of the {mesh.size} devices, at most the {examples} training images; "
-            f"got {batch_size}"
+            f"train.batch_size: expected a multiple of the {mesh.size} devices and at most the {examples} training "
+            f"images; got {batch_size}"
         )
     steps_per_epoch = config.train.steps or examples // batch_size
     total_steps = config.train.epochs * steps_per_epoch
@@ -115,12 +109,16 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
             batch_size=batch_size,
             seed=config.seed,
             start_step=step,
+            steps_per_epoch=steps_per_epoch,
             train=True,
             image_size=size,
             workers=config.data.workers,
             shard=(jax.process_index(), jax.process_count()),
         )
         limit = 1
+    held_out = dataset.validation
+    if config.data.validation and not isinstance(held_out, data.Split):
+        held_out = data.resident(held_out, image_size=size, workers=config.data.workers)
 
     # ---- The loop ----------------------------------------------------------------------------
     monitor = Monitor(workdir, total_steps, step, steps_per_epoch, active=jax.process_index() == 0)
@@ -160,7 +158,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
                 window.check()  # nothing is saved after a loss that is not finite
                 position |= {"seconds": time.perf_counter() - started, "window": window.sums()}
             if place == 0 and config.data.validation:
-                accuracies = validate(state, dataset.validation)
+                accuracies = validate(state, held_out)
                 record = position["best"]
                 better = step > clean_steps and (
                     record is None or accuracies["robust_accuracy"] > record["robust_accuracy"]
@@ -242,7 +240,7 @@ def build_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 def batch_indices(seed: int, step: int, count: int, per_epoch: int, examples: int, batch_size: int) -> np.ndarray:
     """The training examples of ``count`` steps of one epoch, (count, batch_size): a permutation of its own an epoch."""
     epoch, first = divmod(step, per_epoch)
-    order = np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
+    order = epoch_order(seed, epoch, examples)
     return order[(np.arange(count)[:, None] + first) * batch_size + np.arange(batch_size)]
 
 

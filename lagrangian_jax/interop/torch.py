@@ -1,7 +1,8 @@
 """PyTorch state dicts: names and layouts, both ways.
 
-Flax submodules carry PyTorch's names with ``_`` for ``.`` before a number, so the map is mechanical: ``kernel`` (HWIO or
-IO) is ``weight`` (OIHW or OI), ``scale`` is ``weight``, ``mean`` and ``var`` are ``running_mean`` and ``running_var``.
+Flax submodules carry PyTorch's names with ``_`` for ``.`` before a number, so the map is mechanical: ``kernel`` (HWIO
+or IO) is ``weight`` (OIHW or OI), ``scale`` is ``weight``, ``mean`` and ``var`` are ``running_mean`` and
+``running_var``.
 """
 
 import os
@@ -51,7 +52,8 @@ def load(path: str | os.PathLike, network: nn.Module, image_shape: tuple[int, in
 
 
 def save(path: str | os.PathLike, network: nn.Module, variables: Any) -> None:
-    """Writes ``variables`` as safetensors under PyTorch's names and layouts; ``load_state_dict(strict=True)`` takes them.
+    """Writes ``variables`` as safetensors under PyTorch's names and layouts; ``load_state_dict(strict=True)`` takes
+    them.
 
     Args:
       path: the file, ``.safetensors``.

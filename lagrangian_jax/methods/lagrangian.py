@@ -21,12 +21,12 @@ def lagrangian(
 
     Args:
       statistics: batch normalisation in the attack. "train" is the released code's: the network is never switched to
-        evaluation mode, so each of the attack's forward passes uses the statistics of the perturbed batch and updates the
-        running averages, 6 updates an iteration with the outer one. "eval" uses the running averages, and nothing
+        evaluation mode, so each of the attack's forward passes uses the statistics of the perturbed batch and updates
+        the running averages, 6 updates an iteration with the outer one. "eval" uses the running averages, and nothing
         couples the examples.
 
-    Source: Lagrangian_Unseen `train_cifar.py`. The paper writes the same loss inside and outside; the code trains with the
-    cross-entropy.
+    Source: Lagrangian_Unseen `train_cifar.py`. The paper writes the same loss inside and outside; the code trains with
+    the cross-entropy.
     """
     options = dict(steps=steps, step_size=step_size, multiplier=multiplier, decay=decay, init_std=init_std, kappa=kappa)
 

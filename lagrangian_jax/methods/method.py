@@ -20,14 +20,14 @@ class Batch(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A network with parameters and batch statistics, as `Method.craft` sees it; gradients do not flow to ``params``."""
+    """A network with its parameters and batch statistics, as `Method.craft` sees it."""
 
     module: nn.Module
     params: Any
     batch_stats: Any
 
     def bind(self, statistics: str) -> Forward:
-        """``forward(images, batch_stats)`` in the given mode of batch normalisation, on this device's examples alone."""
+        """``forward(images, batch_stats)`` in a mode of batch normalisation, on this device's examples alone."""
         return bind(self.module, self.params, statistics)
 
 
@@ -59,10 +59,10 @@ class Method(NamedTuple):
     """A training method, made of pure functions.
 
     Attributes:
-      craft: ``(keys, network: Network, batch: Batch, memory, epoch) -> Crafted``; keys are one an example, ``memory`` the
-        rows of the batch's examples, ``epoch`` a traced float.
-      loss: ``(forward, batch_stats, batch, crafted) -> Outcome``; ``forward(images, batch_stats)`` uses the statistics of
-        the global batch. The mean of the losses is differentiated with respect to the parameters.
+      craft: ``(keys, network: Network, batch: Batch, memory, epoch) -> Crafted``; keys are one an example, ``memory``
+        the rows of the batch's examples, ``epoch`` a traced float.
+      loss: ``(forward, batch_stats, batch, crafted) -> Outcome``; ``forward(images, batch_stats)`` uses the statistics
+        of the global batch. The mean of the losses is differentiated with respect to the parameters.
       memory: ``(examples) -> rows``: the memory of a training set of that many examples, a tree of arrays with that
         leading axis; ``()`` for none.
     """

@@ -31,7 +31,8 @@ def create(name: str, **parameters: Any) -> nn.Module:
 
     Args:
       name: one of `names()`.
-      **parameters: attributes of the network's class, e.g. ``num_classes``, ``width``, ``stem``, ``mean``, ``std``, ``dtype``.
+      **parameters: attributes of the network's class, e.g. ``num_classes``, ``width``, ``stem``, ``mean``, ``std``,
+        ``dtype``.
 
     Raises:
       ValueError: unknown name or parameter; lists the valid ones.

@@ -1,4 +1,4 @@
-"""A network as attacks and methods see it while training: a pure function with its batch statistics threaded through."""
+"""A network as training sees it: a pure function with its batch statistics threaded through."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +17,8 @@ def bind(
     Args:
       network: a Linen module called as ``apply(variables, images, train=...)``.
       params: its parameters.
-      statistics: what batch normalisation uses. "train": statistics of the batch, and the running averages take them in;
-        "batch": statistics of the batch, running averages untouched; "eval": the running averages, untouched.
+      statistics: what batch normalisation uses. "train": statistics of the batch, and the running averages take them
+        in; "batch": statistics of the batch, running averages untouched; "eval": the running averages, untouched.
       axis_name: mesh axis over which batch statistics are taken; None for those of the device's own examples.
     """
     if statistics not in STATISTICS:

@@ -41,8 +41,8 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """A ResNet on images (B, H, W, C) in [0, 1]; returns float32 logits (B, num_classes).
 
-    ``network.apply(variables, images, train=False)`` uses running statistics; ``train=True`` uses those of the batch and
-    updates the running ones in the collection ``batch_stats``, which must be mutable.
+    ``network.apply(variables, images, train=False)`` uses running statistics; ``train=True`` uses those of the batch
+    and updates the running ones in the collection ``batch_stats``, which must be mutable.
 
     Attributes:
       stages: blocks in each of the four stages.

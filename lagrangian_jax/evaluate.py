@@ -1,0 +1,123 @@
+"""Evaluates a network with a suite of attacks, without training.
+
+    python -m lagrangian_jax.evaluate --config=configs/cifar10.py --weights=model.safetensors \
+        --suite=cifar10_table1 --workdir=runs/model
+
+``--weights`` is a file (safetensors, or a PyTorch state dict) or the work directory of a training run; the
+configuration says which network and data set. An attack whose rows are in the work directory is not run again.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lagrangian_jax import config as configuration
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lagrangian_jax.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", required=True, help="a weights file, or the work directory of a training run")
+    parser.add_argument("--suite", help="overrides config.evaluation.suite")
+    parser.add_argument("--workdir", required=True, help="where rows, results and the report are written")
+    try:
+        arguments, config = configuration.parse(argv, parser)
+        if arguments.suite:
+            config.evaluation.suite = arguments.suite
+        configuration.prepare_jax(config)
+    except configuration.UsageError as error:
+        return configuration.fail(str(error), code=2)
+    return configuration.guarded(_evaluate_weights, config, pathlib.Path(arguments.workdir), arguments.weights)
+
+
+def _evaluate_weights(config: ConfigDict, workdir: pathlib.Path, weights: str) -> None:
+    from lagrangian_jax import data, evaluation, parallel
+    from lagrangian_jax.train import build_network
+    from lagrangian_jax.workdir import open_workdir
+
+    evaluation.suites.get(config.evaluation.suite)  # an unknown name is told before anything is loaded
+    parallel.start()
+    with open_workdir(workdir, config):
+        dataset = data.load(config.data)
+        network = build_network(config, len(dataset.classes))
+        size = config.data.image_size
+        variables = load_variables(pathlib.Path(weights), network, (size, size, 3))
+        evaluate(config, workdir, dataset, variables, None)
+
+
+def load_variables(path: pathlib.Path, network: Any, image_shape: tuple[int, int, int]) -> Any:
+    """Variables from a weights file or a work directory; raises ValueError where neither is there."""
+    from lagrangian_jax import interop
+
+    if path.is_dir():
+        path = path / "weights.safetensors"
+    if not path.is_file():
+        raise ValueError(f"--weights: no such file: {path}; a training run writes it when it is complete")
+    return interop.load(path, network, image_shape)
+
+
+def evaluate(
+    config: ConfigDict, workdir: pathlib.Path, dataset: Any, variables: Any, training: dict[str, Any] | None
+) -> None:
+    """Runs the configured suite on the test set, writes ``results.json`` and the report, prints the table.
+
+    Args:
+      config: its ``evaluation`` section says what to run.
+      workdir: where rows of finished attacks are kept and looked for.
+      dataset: from `data.load`.
+      variables: weights of the configured network.
+      training: the summary of the training run, or None.
+    """
+    import jax
+    from tqdm import tqdm
+
+    from lagrangian_jax import data, evaluation, report
+    from lagrangian_jax.train import build_network
+
+    network = build_network(config, len(dataset.classes))
+    test = dataset.test
+    if not isinstance(test, data.Split):
+        test = data.resident(test, image_size=config.data.image_size, workers=config.data.workers)
+    if config.evaluation.examples:
+        test = test.take(slice(config.evaluation.examples))
+
+    bars: dict[str, tqdm] = {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        if jax.process_index() == 0:
+            if name not in bars:
+                bars[name] = tqdm(total=total, desc=name, unit="image", file=sys.stderr, dynamic_ncols=True)
+            bars[name].update(done - bars[name].n)
+            if done == total:
+                bars[name].close()
+
+    result = evaluation.run(
+        lambda variables, images: network.apply(variables, images, train=False),
+        test.images,
+        test.labels,
+        suite=config.evaluation.suite,
+        key=config.seed,
+        batch_size=config.evaluation.batch_size,
+        index=test.indices,
+        variables=variables,
+        workdir=workdir,
+        progress=progress,
+    )
+    if jax.process_index() != 0:
+        return
+    results = result.to_json()
+    results["data"] |= {"name": dataset.name, "split": "test", "remark": dataset.remark, "classes": dataset.classes}
+    results["network"] |= configuration.plain(config.network) | {"precision": config.precision}
+    results["training"] = training
+    temporary = workdir / "results.json.tmp"
+    temporary.write_text(json.dumps(results, indent=2) + "\n")
+    temporary.replace(workdir / "results.json")
+    print(report.write(workdir))
+    print(f"\nreport: {workdir / 'report.html'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
