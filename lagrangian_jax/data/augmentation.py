@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from lagrangian_jax.names import unknown
@@ -26,7 +27,7 @@ def augment(keys: Array, images: Array, *, padding: int = 4, mode: Mode = "refle
       flip: whether to flip at all; digits, for one, have a reading direction.
 
     Returns:
-      (B, H, W, C) float32 in [0, 1].
+      (B, H, W, C) float32 in [0, 1], exactly pixel / 255.
 
     Source: the released training scripts (pad, random crop, flip, division by 255); draws are JAX's own.
 
@@ -60,7 +61,21 @@ def augment(keys: Array, images: Array, *, padding: int = 4, mode: Mode = "refle
     if mode == "zero":
         inside = _inside(rows, height)[:, :, None] & _inside(columns, width)[:, None, :]
         cropped = jnp.where(inside[..., None], cropped, jnp.uint8(0))
-    return cropped.astype(jnp.float32) / 255
+    return unit_interval(cropped)
+
+
+def unit_interval(pixels: Array) -> Array:
+    """uint8 to float32 in [0, 1]: pixel / 255, correctly rounded.
+
+    XLA multiplies by the reciprocal instead, which is one unit in the last place off for half of the values.
+
+    >>> pixels = np.arange(256, dtype=np.uint8)
+    >>> bool(np.all(jax.jit(unit_interval)(pixels) == pixels.astype(np.float32) / 255))
+    True
+    """
+    # 1 / 255 in two parts; the product with the first, of 16 bits, is exact, so that only the sum is rounded.
+    first = np.float32(round(2**23 / 255) / 2**23)
+    return pixels * first + pixels * np.float32(1 / 255 - float(first))
 
 
 def _reflect(index: Array, size: int) -> Array:

@@ -84,10 +84,14 @@ def label_names(path: pathlib.Path) -> tuple[str, ...]:
 def read(source: Any, rows: Iterable[int] | None = None) -> Iterator[dict[str, Any]]:
     """The records in the given order (all by default), read in chunks."""
     rows = list(range(len(source)) if rows is None else rows)
+    place = f"{source.dataset_info.data_dir}, {source.split}"
     for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
         try:
-            yield from source.__getitems__(rows[start : start + CHUNK])
-        except DataError:
-            raise
+            contents = source.__getitems__(chunk)
         except Exception as error:  # the reader's own errors differ by version and are of no common class
-            raise DataError(f"{source.dataset_info.data_dir}: records cannot be read ({error})") from error
+            raise DataError(f"{place}: records {chunk[0]} to {chunk[-1]} cannot be read ({error})") from error
+        for row, content in zip(chunk, contents, strict=True):
+            if any(value is None for value in content.values()):  # what the reader makes of a truncated file
+                raise DataError(f"{place}: record {row} is empty; a file is damaged, prepare the data set again")
+            yield content
