@@ -56,8 +56,8 @@ def lagrangian(
     deviation of 0.01 (the paper: a variance), the clip to the box (the paper: none), 1e-8 added to max|g|, and kappa.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
-    >>> def logits_fn(images):  # class 0 above a mean of 0.47
-    ...     total = images.sum((1, 2, 3)) - 90
+    >>> def logits_fn(images):  # class 0 above a mean of 0.45
+    ...     total = images.sum((1, 2, 3)) - 86
     ...     return jnp.stack([total, -total], axis=-1)
     >>> images = jnp.full((1, 8, 8, 3), 0.5)
     >>> adversarial = lj.attacks.create("lagrangian")(jax.random.key(0), logits_fn, images, jnp.array([0]))
