@@ -1,6 +1,7 @@
 """Data sets in memory or in TFDS form, their fixed divisions, and what is said when they are not as expected."""
 
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -351,6 +352,18 @@ def test_cifar10_has_one_size(small_cifar10):
     small_cifar10.config.image_size = 64
     with pytest.raises(data.DataError, match="CIFAR-10 is 32x32, got 64"):
         data.load(small_cifar10.config)
+
+
+def test_no_flipped_bit_and_no_missing_end_of_a_cache_goes_unnoticed(tmp_path):
+    arrays = {"first": np.arange(5, dtype=np.int32), "second": np.zeros((2, 3), np.uint8)}
+    path = tmp_path / "a.npz"
+    cache.cached(path, arrays, lambda: arrays)
+    whole = path.read_bytes()
+    flipped = (whole[:i] + bytes([whole[i] ^ (1 << (i % 8))]) + whole[i + 1 :] for i in range(0, len(whole), 3))
+    for content in itertools.chain(flipped, (whole[:i] for i in range(0, len(whole), 9))):
+        path.write_bytes(content)
+        again = cache.cached(path, arrays, lambda: arrays)
+        assert all(np.array_equal(again[name], arrays[name]) for name in arrays)
 
 
 def test_fingerprint_is_of_place_size_and_time(tmp_path):

@@ -29,17 +29,19 @@ def fingerprint(files: Iterable[pathlib.Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def cached(path: pathlib.Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays in ``path`` (.npz, checksummed); made and written there if it is absent or damaged.
+def cached(
+    path: pathlib.Path, names: Iterable[str], make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The named arrays in ``path`` (.npz, checksummed); made and written there if it is absent or damaged.
 
     A directory that cannot be written to costs the time of making them again and nothing else.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:  # the archive's checksums are compared while reading
-            return dict(archive)
+            return {name: archive[name] for name in names}
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         log.warning("%s is damaged (%s); making it again", path, error)
     arrays = make()
     try:

@@ -35,7 +35,8 @@ def _dataset(config: Any, name: str, classes: slice) -> Dataset:
     path = records.find("cifar10", config)
     labels = records.label_names(path)[classes]
     file = cache.folder(config) / f"cifar10-{path.name}-{cache.fingerprint(records.files(path))}.npz"
-    arrays = cache.cached(file, lambda: _read(path, getattr(config, "workers", 0) or os.cpu_count() or 1))
+    parts = [f"{split}_{part}" for split in SIZES for part in ("images", "labels")]
+    arrays = cache.cached(file, parts, lambda: _read(path, getattr(config, "workers", 0) or os.cpu_count() or 1))
     train, test = (_split(arrays, split, len(labels)) for split in SIZES)
     return Dataset(
         name=name,

@@ -62,7 +62,7 @@ def load(config: Any) -> Dataset:
     files = tuple(file for name in classes for file in images[name])
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(images[name]) for name in classes])
     mark = cache.folder(config) / f"folders-{cache.fingerprint(files)}.npz"
-    cache.cached(mark, lambda: _check(files))
+    cache.cached(mark, ["count"], lambda: _check(files))
     everything = FolderSource(files, labels, np.arange(len(files), dtype=np.int32))
     train, test = (everything.take(rows) for rows in hold_out(labels, round(TEST_SHARE * len(labels))))
     return Dataset(

@@ -13,6 +13,7 @@ from lagrangian_jax.data.dataset import DataError, Dataset, divide
 from lagrangian_jax.data.images import read_image
 
 EVERY = 10
+SPLITS = ("train", "validation")
 
 
 class RecordSource:
@@ -50,11 +51,9 @@ def load(config: Any) -> Dataset:
     if list(names) != sorted(names) or len(names) % EVERY:
         raise DataError(f"{path}: expected labels in the order of their WordNet ids, ten times as many as are taken")
     file = cache.folder(config) / f"imagenet100-{path.name}-{cache.fingerprint(records.files(path))}.npz"
-    index = cache.cached(file, lambda: {**_index(path, "train"), **_index(path, "validation")})
-    train, test = (
-        RecordSource(path, split, index[f"{split}_labels"], index[f"{split}_records"])
-        for split in ("train", "validation")
-    )
+    parts = [f"{split}_{part}" for split in SPLITS for part in ("labels", "records")]
+    index = cache.cached(file, parts, lambda: {**_index(path, SPLITS[0]), **_index(path, SPLITS[1])})
+    train, test = (RecordSource(path, split, index[f"{split}_labels"], index[f"{split}_records"]) for split in SPLITS)
     classes = names[::EVERY]
     for split in (train, test):
         absent = set(range(len(classes))) - set(split.labels.tolist())
