@@ -1,0 +1,257 @@
+"""Runs: to the end, interrupted, resumed, damaged, diverged; and what wrong input ends in."""
+
+import functools
+import json
+import os
+import pathlib
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from lagrangian_jax import config as configuration
+from lagrangian_jax import data, main, models
+from lagrangian_jax.config import Interrupted, NotFinite
+from lagrangian_jax.models.resnet import ResNet
+from lagrangian_jax.monitor import Monitor
+from lagrangian_jax.train import train
+
+TIMES = ("seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_network():
+    """A network that compiles fast, under a name of its own."""
+    models.MODELS["tiny"] = functools.partial(ResNet, stages=(1,), width=4)
+    yield
+    del models.MODELS["tiny"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """The same programs are compiled again and again here: keep them."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def _config(**fields):
+    config = configuration.load("digits:lagrangian,smoke")
+    quick = {
+        "network.name": "tiny",
+        "train.epochs": "3",
+        "train.steps": "4",
+        "train.batch_size": "16",
+        "train.log_steps": "3",
+        "data.validation": "32",
+        "validation.steps": "2",
+        "method.steps": "2",
+        **fields,
+    }
+    for field, value in quick.items():
+        configuration.set_field(config, field, value)
+    return config
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return data.load(_config().data)
+
+
+def _lines(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return train(_config(), workdir, dataset), workdir
+
+
+def _assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
+
+
+def test_metrics_have_no_gaps(whole):
+    lines = _lines(whole[1])
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [3, 4, 7, 8, 11, 12]
+    assert [line["step"] for line in lines if line["kind"] == "validation"] == [4, 8, 12]
+    assert not lines[2]["best"]  # a clean epoch is no candidate
+    assert {"loss", "clean_accuracy", "adversarial_accuracy", "perturbation_l2", "saturated"} <= set(lines[0])
+
+
+@pytest.mark.parametrize("step", [2, 6, 8])
+def test_interrupted_run_ends_the_same(whole, dataset, tmp_path, monkeypatch, step):
+    progress = Monitor.progress
+
+    def and_stop(self, at):
+        progress(self, at)
+        if at == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Monitor, "progress", and_stop)
+    with pytest.raises(Interrupted, match=f"stopped at step {step} of 12"):
+        train(_config(), tmp_path, dataset)
+    monkeypatch.undo()
+    again = train(_config(), tmp_path, dataset)
+    _assert_same(again, whole[0])
+    assert _lines(tmp_path) == _lines(whole[1])
+
+
+def test_finished_run_does_not_train_again(whole, dataset, tmp_path):
+    shutil.copytree(whole[1], tmp_path / "copy")
+    again = train(_config(), tmp_path / "copy", dataset)
+    _assert_same(again, whole[0])
+    assert _lines(tmp_path / "copy") == _lines(whole[1])
+
+
+def _damage(folder: pathlib.Path, how: str) -> None:
+    largest = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    if how == "truncated":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 16
+    largest.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_damaged_checkpoint_falls_back(whole, dataset, tmp_path, capfd, how):
+    workdir = tmp_path / "copy"
+    shutil.copytree(whole[1], workdir)
+    _damage(workdir / "checkpoints" / "last" / "12", how)
+    again = train(_config(), workdir, dataset)
+    assert "checkpoint last/12 is damaged" in capfd.readouterr().err
+    _assert_same(again, whole[0])
+    assert _lines(workdir) == _lines(whole[1])
+
+
+def test_all_checkpoints_damaged_is_an_error(whole, dataset, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(whole[1], workdir)
+    for step in (8, 12):
+        _damage(workdir / "checkpoints" / "last" / str(step), "truncated")
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
+        train(_config(), workdir, dataset)
+
+
+def test_best_is_selected_by_validation(dataset, tmp_path):
+    config = _config(**{"evaluation.checkpoint": "best"})
+    trained = train(config, tmp_path, dataset)
+    candidates = [line for line in _lines(tmp_path) if line["kind"] == "validation"][1:]
+    best = max(line["robust_accuracy"] for line in candidates)
+    first = next(line["step"] for line in candidates if line["robust_accuracy"] == best)
+    assert trained.summary["selected"]["checkpoint"] == "best"
+    assert trained.summary["selected"]["robust_accuracy"] == best
+    assert trained.summary["selected"]["step"] == first
+
+
+def test_loss_that_is_not_finite_stops_the_run(dataset, tmp_path):
+    config = _config(**{"optimizer.learning_rate": "1e30", "optimizer.warmup": "0.0"})
+    with pytest.raises(NotFinite, match=r"loss is (nan|inf) at step \d"):
+        train(config, tmp_path, dataset)
+
+
+def _main(capfd, *arguments):
+    code = main.main(list(arguments))
+    return code, capfd.readouterr().err
+
+
+def test_whole_program(tmp_path, capfd):
+    """Training, evaluation and report; then the same command again, and another configuration in its place."""
+    fields = ["--config.network.name=tiny", "--config.train.steps=2", "--config.evaluation.examples=8"]
+    arguments = ["--config=digits:standard,smoke", *fields, f"--workdir={tmp_path / 'run'}"]
+    assert main.main(arguments) == 0
+    table = capfd.readouterr().out
+    assert "none" in table.lower() or "clean" in table.lower()
+    files = ["config.json", "results.json", "report.html", "report.md", "metrics.jsonl", "weights.safetensors"]
+    for name in (*files, "evaluation", "checkpoints", "figures", "tensorboard"):
+        assert (tmp_path / "run" / name).exists(), name
+    rows = np.load(tmp_path / "run" / "evaluation" / "none.npz")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    clean = next(attack for attack in results["attacks"] if attack["name"] == "none")
+    assert clean["correct"] == rows["correct"].sum()
+    assert clean["total"] == 8
+    before = (tmp_path / "run" / "config.json").read_text()
+    code, error = _main(capfd, *arguments, "--config.seed=5")
+    assert code == 1
+    assert "belongs to another configuration: seed: 0 there, 5 here" in error
+    assert "Traceback" not in error
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config=digits", "--config.trian.epochs=1"], "unknown field in config: 'trian'; did you mean 'train'?"),
+        (
+            ["--config=digits", "--config.train.epoch=1"],
+            "unknown field in config.train: 'epoch'; did you mean 'epochs'?",
+        ),
+        (["--config=digits", "--config.train.epochs=many"], "config.train.epochs: expected int, like 8; got 'many'"),
+        (["--config=digits", "--config.train=1"], "config.train is a group"),
+        (["--config=digits:lagrangain"], "unknown method or preset 'lagrangain'; did you mean 'lagrangian'?"),
+        (["--config=digit"], "unknown configuration 'digit'; did you mean 'digits'?"),
+        (["--config=nowhere/config.py"], "unknown configuration 'nowhere/config.py'"),
+        (["--confg=digits"], "unknown argument '--confg=digits'"),
+    ],
+)
+def test_wrong_usage_is_one_line(capfd, tmp_path, arguments, expected):
+    code, error = _main(capfd, *arguments, f"--workdir={tmp_path / 'run'}")
+    assert code == 2
+    assert expected in error
+    assert error.startswith("error: ")
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("evaluation.suite=quik", "did you mean 'quick'?"),
+        ("validation.attack=pgd_l3", "unknown attack 'pgd_l3'; did you mean 'pgd_l2'?"),
+        ("network.name=resnet19", "unknown network 'resnet19'; did you mean 'resnet18'?"),
+        ("data.name=digit", "did you mean 'digits'?"),
+        ("data.validation=99999", "validation"),
+        ("precision=float16", "precision: expected float32 or bfloat16; got 'float16'"),
+        ("train.batch_size=99999", "train.batch_size: expected a multiple of the 1 devices"),
+    ],
+)
+def test_wrong_values_are_one_line(capfd, tmp_path, field, expected):
+    code, error = _main(capfd, "--config=digits:smoke", f"--config.{field}", f"--workdir={tmp_path / 'run'}")
+    assert code == 1
+    assert expected in error
+    assert "Traceback" not in error
+
+
+def test_unwritable_work_directory(capfd, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, error = _main(capfd, "--config=digits:smoke", f"--workdir={tmp_path / 'file' / 'run'}")
+    assert code == 1
+    assert "cannot write to the work directory" in error
+
+
+def test_missing_data_set_says_where_and_how(capfd, tmp_path):
+    code, error = _main(
+        capfd, "--config=cifar10:smoke", f"--config.data.dir={tmp_path}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert code == 1
+    assert str(tmp_path) in error
+    assert "lagrangian_jax.data.prepare" in error
+
+
+def test_work_directory_in_use(capfd, tmp_path):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, error = _main(capfd, "--config=digits:smoke", f"--workdir={tmp_path / 'run'}")
+    assert code == 1
+    assert "in use by another process" in error
