@@ -176,14 +176,14 @@ def _zero_gradients(
     found = []
     if of_ratio:
         found.append(
-            f"the gradient of the logits is zero at {of_ratio} of {count} starting points. Gradient attacks cannot move "
-            "there (a quantised or otherwise piecewise constant network?), so only Square tests these examples; use a "
+            f"the gradient of the logits is zero at {of_ratio} of {count} starting points. Gradient attacks cannot "
+            "move there (a quantised or otherwise piecewise constant network?), so only Square tests them; use a "
             "differentiable surrogate for the backward pass (BPDA)."
         )
     if of_entropy > of_ratio:
         found.append(
-            f"the gradient of the cross-entropy is zero at {of_entropy} of {count} starting points, that of the logits at "
-            f"{of_ratio}. The softmax is saturated by large logits: attacks on the cross-entropy (PGD, APGD-CE) "
+            f"the gradient of the cross-entropy is zero at {of_entropy} of {count} starting points, that of the logits "
+            f"at {of_ratio}. The softmax is saturated by large logits: attacks on the cross-entropy (PGD, APGD-CE) "
             "overestimate the robustness; those on margins and ratios of logits do not."
         )
     return found
