@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from lagrangian_jax.attacks import (
@@ -26,14 +27,19 @@ from lagrangian_jax.attacks import (
     gradient,
     jpeg,
     minimal_norm,
+    recolor,
     snow,
+    sparse,
     square,
+    stadv,
+    wasserstein,
 )
 from lagrangian_jax.attacks.attack import Attack, Execution, Stage, example_keys, execute, fold_in
 from lagrangian_jax.attacks.augmented_lagrangian import augmented_lagrangian
 from lagrangian_jax.attacks.carlini_wagner import carlini_wagner
 from lagrangian_jax.attacks.lagrangian import lagrangian
 from lagrangian_jax.attacks.msd import msd
+from lagrangian_jax.attacks.perceptual import fast_lpa, lpa, ppgd
 
 # Plain attacks: (key, logits_fn, images, labels, **parameters) -> adversarial images.
 ATTACKS: dict[str, Callable[..., Any]] = {
@@ -52,17 +58,25 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "ddn": minimal_norm.ddn,
     "deepfool": minimal_norm.deepfool,
     "augmented_lagrangian": augmented_lagrangian,
+    "lpa": lpa,
+    "fast_lpa": fast_lpa,
+    "ppgd": ppgd,
+    "stadv": stadv.stadv,
+    "recolor": recolor.recolor,
     "elastic": elastic.elastic,
     "jpeg": jpeg.jpeg,
     "fog": fog.fog,
     "gabor": gabor.gabor,
     "snow": snow.snow,
+    "corner_search": sparse.corner_search,
+    "wasserstein": wasserstein.wasserstein,
     "gaussian_noise": corruptions.gaussian_noise,
     "gaussian_blur": corruptions.gaussian_blur,
 }
 
 # Attacks in stages, which run on the examples that still hold: (**parameters) -> sequence of `Stage`.
 STAGED: dict[str, Callable[..., Any]] = {
+    "pgd_l0": sparse.pgd_l0,
     "apgd_t": apgd.apgd_t,
     "fab_t": fab.fab_t,
     "autoattack": autoattack.autoattack,
@@ -119,7 +133,9 @@ def create(name: str, **parameters: Any) -> Attack:
         return Attack(name, values, (Stage(plain),))
 
     def again(keys, logits_fn, images, labels, restart):
-        return plain(fold_in(example_keys(keys, images.shape[0]), restart), logits_fn, images, labels)
+        keys = example_keys(keys, images.shape[0])
+        # The first run takes the keys of an attack without restarts, so that restarts never make it weaker.
+        return plain(jnp.where(restart == 0, keys, fold_in(keys, restart)), logits_fn, images, labels)
 
     stages = tuple(Stage(again, (np.int32(restart),)) for restart in range(restarts))
     return Attack(name, {**values, "restarts": restarts}, stages, survivors=True, keep_failures=True)
@@ -147,6 +163,35 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "step_size": (lambda v: v is None or (_number(v) and v > 0), "a positive number, or None for the attack's default"),
     "keep": (lambda v: v in ("last", "best"), "'last' or 'best'"),
     "norm": (lambda v: v in ("linf", "l2"), "'linf' or 'l2'"),
+    "rounds": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "solver_steps": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "projection": (lambda v: v in ("none", "bisection", "newton"), "'none', 'bisection' or 'newton'"),
+    "projection_steps": (lambda v: v is None or (_integer(v) and v >= 1), "an integer, 1 or larger, or None"),
+    "probe": (lambda v: v in ("forward", "backward"), "'forward' or 'backward'"),
+    "group": (lambda v: v is None or (_integer(v) and v >= 1), "an integer, 1 or larger, or None"),
+    "pixels": (lambda v: v is None or (_integer(v) and v >= 1), "an integer, 1 or larger"),
+    "max_pixels": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "iterations": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "candidates": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "batch_size": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "sinkhorn_steps": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "smoothness": (lambda v: _number(v) and v >= 0, "a number, 0 or larger"),
+    "regularisation": (lambda v: _number(v) and v > 0, "a positive number"),
+    "power": (lambda v: _number(v) and v > 0, "a positive number"),
+    "gamma": (lambda v: _number(v) and 0 < v < 1, "a number between 0 and 1"),
+    "init_norm": (lambda v: _number(v) and v > 0, "a positive number"),
+    "max_norm": (lambda v: v is None or (_number(v) and v > 0), "a positive number, or None"),
+    "levels": (lambda v: v is None or (_integer(v) and v >= 2), "an integer, 2 or larger, or None"),
+    "search_steps": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "initial_const": (lambda v: _number(v) and v > 0, "a positive number"),
+    "overshoot": (lambda v: _number(v) and v >= 0, "a number, 0 or larger"),
+    "classes": (lambda v: _integer(v) and v >= 2, "an integer, 2 or larger"),
+    "smoothing": (lambda v: _number(v) and 0 < v < 1, "a number between 0 and 1"),
+    "init_distance": (lambda v: _number(v) and v > 0, "a positive number"),
+    "check_every": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "variance": (lambda v: _number(v) and v >= 0, "a number, 0 or larger"),
+    **{f"bound_{norm}": (lambda v: _number(v) and v >= 0, "a number, 0 or larger") for norm in ("linf", "l2", "l1")},
+    **{f"step_size_{norm}": (lambda v: _number(v) and v > 0, "a positive number") for norm in ("linf", "l2", "l1")},
     "distance": (callable, "a distance, e.g. lagrangian_jax.distances.create('lpips_alexnet_cifar')"),
     "kappa": (lambda v: isinstance(v, (int, float)) and not math.isnan(v), "a number"),
 }
