@@ -95,7 +95,8 @@ def _walk(jaxpr: Jaxpr, times: float, found: _Tally) -> None:
         name = equation.primitive.name
         inner = list(_inner(equation))
         if equation.primitive in found.passes:
-            found.passes[equation.primitive] += times * equation.invars[0].aval.size
+            value: Any = equation.invars[0].aval
+            found.passes[equation.primitive] += times * value.size
         elif name == "scan":
             _walk(inner[0], times * equation.params["length"], found)
         elif name == "while":

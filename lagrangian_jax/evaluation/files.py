@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
@@ -58,19 +59,21 @@ def digest(*arrays: Any) -> str:
     """A short hash of arrays: types, shapes and values."""
     found = hashlib.blake2b(digest_size=12)
     for array in arrays:
+        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
         array = np.ascontiguousarray(array)
         found.update(f"{array.dtype}{array.shape}".encode())
         found.update(array.view(np.uint8).data if array.size else b"")
     return found.hexdigest()
 
 
-def closure(function: Callable[..., Any], *shapes: Any) -> list[np.ndarray]:
+def closure(function: Callable[..., Any], *shapes: Any) -> list[Any]:
     """The arrays that a function closes over, in the order of use: its weights, where they are not arguments."""
-    found: list[np.ndarray] = []
+    found: list[Any] = []
 
     def collect(program: ClosedJaxpr | Jaxpr) -> None:
         if isinstance(program, ClosedJaxpr):
-            found.extend(np.asarray(jax.device_get(constant)) for constant in program.consts)
+            found.extend(program.consts)
         for equation in program.eqns:
             for parameter in equation.params.values():
                 for value in parameter if isinstance(parameter, (tuple, list)) else (parameter,):

@@ -41,6 +41,8 @@ class Programs:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The ``run`` of `lagrangian_jax.attacks.execute`; keys as their data. -1 is predicted where a logit is NaN."""
         size = len(images)
+        # The mesh takes host arrays only; one that sits on a device sits on the wrong ones.
+        arguments = jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, arguments)
         if self.largest is None or size <= self.largest:
             try:
                 program = self._program(function, keys, images, labels, arguments)
@@ -109,4 +111,6 @@ def _unchanged(keys: Array, logits_fn: Callable[[Array], Array], images: Array, 
 
 def _signature(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     leaves, structure = jax.tree.flatten(arguments)
-    return structure, tuple((type(leaf), np.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
+    kinds = (type(leaf) if isinstance(leaf, (bool, int, float)) else np.ndarray for leaf in leaves)
+    types = (str(jnp.result_type(leaf)) for leaf in leaves)
+    return structure, tuple(zip(kinds, map(np.shape, leaves), types, strict=True))

@@ -1,7 +1,7 @@
 """Runs a suite: every attack of it on every example, over all devices, resumable, with exact counts.
 
-What an example gets depends on the key, the row's name and the example's index alone: not on the batch, the devices, the
-processes or the other attacks. So a killed evaluation goes on where it was, on whatever devices there are then.
+What an example gets depends on the key, the row's name and the example's index alone: not on the batch, the devices,
+the processes or the other attacks. So a killed evaluation goes on where it was, on whatever devices there are then.
 """
 
 import importlib.metadata
@@ -79,7 +79,7 @@ def run(
       ValueError: the input is not what is described here, or the work directory holds another evaluation's rows.
 
     >>> import jax.numpy as jnp, lagrangian_jax as lj
-    >>> logits_fn = lambda images: jnp.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], axis=-1)
+    >>> logits_fn = lambda images: jnp.stack([images.mean((1, 2, 3)) - 0.5, 0.5 - images.mean((1, 2, 3))], axis=-1)
     >>> rows = [lj.evaluation.Row("none"), lj.evaluation.Row("fgsm", parameters={"bound": 0.25})]
     >>> result = lj.evaluation.run(logits_fn, np.full((4, 2, 2, 3), 0.7, np.float32), np.zeros(4, int), suite=rows)
     >>> [attack.accuracy for attack in result.attacks]
@@ -90,7 +90,7 @@ def run(
         raise ValueError(f"keep_pictures: expected 0 or larger, got {keep_pictures}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or larger, got {batch_size}")
-    weights = () if variables is None else (variables,)
+    weights = () if variables is None else (jax.tree.map(_on_host, variables),)
 
     def network(images):
         return logits_fn(*weights, images)
@@ -114,7 +114,7 @@ def run(
     for row, attack in zip(rows, configured, strict=True):
         work = Work(row, attack, examples, identity | _distance_digest(attack, examples), folder, keep_pictures)
         if not work.finished:
-            if attack.name == "autoattack":
+            if attack.name == "autoattack" and not work.begun:
                 work.notes += _self_checks(attack, key, network, examples)
             work.run(programs, _example_keys(key, row.name, examples.index), batch, progress)
             programs.forget()
@@ -132,15 +132,29 @@ def run(
             "classes": examples.classes,
             "digest": identity["data"],
         },
-        network={"digest": identity["network"], "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(weights))},
+        network={"digest": identity["network"], "parameters": _size(weights)},
         examples={work.row.name: work.rows() for work in works},
     )
+
+
+def _on_host(leaf: Any) -> Any:
+    """Weights may come split over a training mesh, or over processes; the evaluation has its own mesh."""
+    return leaf if not isinstance(leaf, jax.Array) or _is_key(leaf) else np.asarray(leaf)
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def _size(weights: tuple[Any, ...]) -> int:
+    leaves = jax.tree.leaves(weights)
+    return sum(np.size(leaf) for leaf in leaves if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
 
 
 def _key(key: Array | int) -> Array:
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         return jax.random.key(int(key))
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
+    if isinstance(key, jax.Array) and _is_key(key) and key.ndim == 0:
         return key
     if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:
         return jax.random.wrap_key_data(key)  # jax.random.PRNGKey
@@ -207,8 +221,9 @@ def _distance_digest(attack: Attack, examples: Examples) -> dict[str, str]:
 
 def _self_checks(attack: Attack, key: Array, network: Callable[[Array], Array], examples: Examples) -> list[str]:
     few = slice(0, min(examples.count, 64))
+    labels = examples.labels[few]
     options = {name: attack.parameters[name] for name in ("norm", "bound")}
-    return attacks.autoattack.checks(key, network, examples.floats(few), examples.labels[few], **options)
+    return attacks.autoattack.checks(key, network, jnp.asarray(examples.floats(few)), jnp.asarray(labels), **options)
 
 
 def _versions() -> dict[str, str]:

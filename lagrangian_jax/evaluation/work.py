@@ -43,6 +43,7 @@ class Work:
         self._path = None if folder is None else folder / f"{row.name}.npz"
         self._unfinished = None if folder is None else folder / f".{row.name}.unfinished"
         self.notes: list[str] = []
+        self._fitted = 2**31
         count, pictures = examples.count, min(pictures, examples.count)
         self._state = {
             "done": np.zeros(count, bool),
@@ -57,6 +58,10 @@ class Work:
         }
         if not self._load(self._path):
             self._load(self._unfinished)
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._state["done"].any())
 
     @property
     def finished(self) -> bool:
@@ -74,7 +79,7 @@ class Work:
         parts = (1, 4, 16) if self.attack.survivors else (1,)
         sizes = sorted({programs.rounded(-(-batch // part)) for part in parts})
         chunks = processes.rounds(self._state["done"], sizes[-1] * (CHUNK_BATCHES if self.attack.survivors else 1))
-        largest, saved = programs.largest, time.perf_counter()
+        saved = time.perf_counter()
         for chunk in chunks:
             if progress is not None:
                 progress(self.row.name, int(self._state["done"].sum()), self.examples.count)
@@ -82,11 +87,7 @@ class Work:
             if time.perf_counter() - saved > SAVE_SECONDS and not self.finished:
                 self._save(self._unfinished)
                 saved = time.perf_counter()
-        if programs.largest != largest:
-            self.notes.append(
-                f"a batch of {sizes[-1]} did not fit into the device's memory; went on with {programs.largest}"
-            )
-        self._warn()
+        self._warn(sizes[-1])
         self._save(self._path)
         if self._unfinished is not None and jax.process_index() == 0:
             self._unfinished.unlink(missing_ok=True)
@@ -140,12 +141,15 @@ class Work:
         found["pictures"], found["costs"] = self._state["pictures"][:0], np.zeros_like(self._state["costs"])
         if len(chunk):
             images, labels = self.examples.floats(chunk), self.examples.labels[chunk]
-            execution = attacks.execute(self.attack, programs.run, programs.predict, keys[chunk], images, labels, sizes)
+            run: Any = programs.run  # on the host, where `execute` is also given functions of the device
+            predict: Any = programs.predict
+            execution = attacks.execute(self.attack, run, predict, keys[chunk], images, labels, sizes)
             found |= {"prediction": execution.predictions, **_norms(execution.adversarial - images)}
             found["pictures"] = execution.adversarial[: len(found["picture_rows"])]
             found["costs"] = self._costs(programs, execution, len(chunk))
         compiling = programs.compile_seconds - compiled
         found["seconds"] = np.array([time.perf_counter() - start - compiling, compiling])
+        found["fitted"] = np.array(programs.largest or sizes[-1])
         return {"rows": chunk, **found}
 
     def _merge(self, found: Mapping[str, np.ndarray]) -> None:
@@ -157,6 +161,7 @@ class Work:
                 state[name][part["rows"]] = part[name]
             state["pictures"][part["picture_rows"]] = part["pictures"]
             state["costs"] += part["costs"]
+            self._fitted = min(self._fitted, int(part["fitted"]))
         state["seconds"] += np.max([part["seconds"] for part in everyone], axis=0)
 
     def _costs(self, programs: Programs, execution: Execution, count: int) -> np.ndarray:
@@ -169,9 +174,13 @@ class Work:
                 bounds += not cost.exact
         return np.array([forward, gradients, bounds, *execution.attacked])
 
-    def _warn(self) -> None:
-        """Notes on the finished rows that a reader of the accuracy must have."""
+    def _warn(self, batch: int) -> None:
+        """Notes that a reader of the finished rows must have."""
         rows = self.rows()
+        if self._fitted < batch:
+            self.notes.append(
+                f"a batch of {batch} did not fit into the device's memory; it went on with {self._fitted}"
+            )
         lost = int(np.sum(rows["prediction"] < 0))
         if lost:
             self.notes.append(f"{lost} examples have logits that are not numbers; they count as misclassified")

@@ -1,0 +1,657 @@
+"""The evaluation harness: counts, keys, resuming, sharding, costs, and what it says about wrong input."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lagrangian_jax as lj
+from lagrangian_jax.evaluation import Row, cost, files, programs, suites, work
+from lagrangian_jax.evaluation import run as evaluate
+
+ROWS = [
+    Row("none"),
+    Row("pgd_linf", parameters={"bound": 0.02, "steps": 4, "random_start": True}),
+    Row("gaussian_noise"),
+]
+FIELDS = ("index", "label", "prediction", "correct", "l0", "l2", "linf", "pictures")
+
+
+def network(weights, images):
+    return jnp.tanh(images.reshape(images.shape[0], -1)) @ weights
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Most tests run the same few programs; each is compiled once."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """(weights, images, labels): 23 images, three of which are misclassified."""
+    rng = np.random.default_rng(0)
+    weights = 0.3 * rng.normal(size=(48, 5)).astype(np.float32)
+    images = rng.uniform(size=(23, 4, 4, 3)).astype(np.float32)
+    labels = np.array(jnp.argmax(network(weights, images), -1))
+    labels[[0, 7, 22]] = (labels[[0, 7, 22]] + 1) % 5
+    return weights, images, labels
+
+
+def run(examples, suite=ROWS, **options):
+    weights, images, labels = examples
+    return evaluate(
+        network, images, labels, **{"variables": weights, "suite": suite, "key": 3, "batch_size": 8, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(examples):
+    return run(examples)
+
+
+def assert_same(result, other, rows=None, exact=True):
+    for name in rows or result.examples:
+        for field in FIELDS:
+            here, there = result.examples[name][field], other.examples[name][field]
+            if exact or here.dtype.kind != "f":
+                np.testing.assert_array_equal(here, there, err_msg=f"{name} {field}")
+            else:
+                np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-6, err_msg=f"{name} {field}")
+
+
+# Counts and norms
+
+
+def test_fgsm_on_a_linear_network_is_counted_exactly():
+    rng = np.random.default_rng(1)
+    direction = rng.normal(size=(48,)).astype(np.float32)
+    images = rng.uniform(0.3, 0.7, size=(50, 4, 4, 3)).astype(np.float32)
+    offset = np.median(images.reshape(50, -1) @ direction)
+
+    def logits(x):
+        return jnp.stack([x.reshape(x.shape[0], -1) @ direction - offset, jnp.zeros(x.shape[0])], -1)
+
+    margin = images.reshape(50, -1) @ direction - offset
+    labels = np.where(margin > 0, 0, 1)
+    bound = 0.01
+    expected = np.abs(margin) > bound * np.abs(direction).sum()
+    result = evaluate(logits, images, labels, suite=[Row("fgsm", parameters={"bound": bound})], batch_size=16)
+    rows = result.examples["fgsm"]
+    np.testing.assert_array_equal(rows["correct"], expected)
+    assert 0 < expected.sum() < 50
+    assert (result["fgsm"].correct, result["fgsm"].total) == (expected.sum(), 50)
+    assert result["fgsm"].accuracy == expected.sum() / 50
+    np.testing.assert_allclose(rows["linf"], bound, rtol=1e-5)
+    np.testing.assert_allclose(rows["l2"], bound * 48**0.5, rtol=1e-5)
+    assert (rows["l0"] == 16).all()
+
+
+def test_rows_are_those_of_the_attack_called_with_the_documented_keys(examples, reference):
+    weights, images, labels = examples
+    keys = jax.random.fold_in(jax.random.key(3), np.uint32(zlib.crc32(b"pgd_linf")))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(23))
+    attack = lj.attacks.create("pgd_linf", **ROWS[1].parameters)
+    adversarial = np.asarray(attack(keys, lambda x: network(weights, x), images, labels))
+    rows = reference.examples["pgd_linf"]
+    np.testing.assert_allclose(rows["pictures"], adversarial[:8], atol=1e-6)
+    np.testing.assert_array_equal(rows["picture_index"], np.arange(8))
+    np.testing.assert_array_equal(rows["prediction"], np.argmax(network(weights, adversarial), -1))
+    difference = (adversarial - images).reshape(23, -1)
+    np.testing.assert_allclose(rows["l2"], np.linalg.norm(difference, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(rows["linf"], np.abs(difference).max(1), rtol=1e-5)
+    changed = (np.abs(adversarial - images) > 1e-6).any(-1).sum((1, 2))
+    np.testing.assert_array_equal(rows["l0"], changed)
+    assert reference["pgd_linf"].mean_l2 == pytest.approx(rows["l2"].mean())
+
+
+def test_the_clean_row(reference):
+    clean = reference["none"]
+    assert (clean.correct, clean.total) == (20, 23)
+    assert (clean.mean_l0, clean.mean_l2, clean.mean_linf) == (0, 0, 0)
+    assert reference.summary["clean"] == 20 / 23
+
+
+def test_everything_misclassified(examples):
+    weights, images, _labels = examples
+    wrong = (np.argmax(network(weights, images), -1) + 1) % 5
+    staged = Row("again", "pgd_linf", {"bound": 0.1, "steps": 1, "random_start": True, "restarts": 2})
+    result = run((weights, images, wrong), [Row("none"), staged])
+    assert result["none"].correct == result["again"].correct == 0
+    assert (result["again"].attacked, result["again"].gradient_evaluations) == (0, 0)
+    assert result["again"].mean_l2 == 0
+
+
+def test_one_example(examples, reference):
+    weights, images, labels = examples
+    result = run((weights, images[:1], labels[:1]))
+    for name, rows in result.examples.items():
+        assert len(rows["index"]) == 1
+        np.testing.assert_allclose(rows["l2"], reference.examples[name]["l2"][:1], rtol=1e-5)
+
+
+def test_uint8_images_are_divided_by_255(examples):
+    weights, images, labels = examples
+    whole = np.round(255 * images).astype(np.uint8)
+    floats = whole.astype(np.float32) / 255
+    assert_same(run((weights, whole, labels)), run((weights, floats, labels)))
+
+
+def test_weights_as_variables_or_closed_over(examples, reference):
+    weights, images, labels = examples
+    closed = evaluate(lambda x: network(weights, x), images, labels, suite=ROWS, key=jax.random.key(3), batch_size=8)
+    assert_same(closed, reference, exact=False)
+    other = evaluate(lambda x: network(-weights, x), images, labels, suite=ROWS[:1])
+    assert closed.network["digest"] != other.network["digest"]
+
+
+def test_logits_that_are_not_numbers_count_as_misclassified(examples):
+    weights, images, labels = examples
+
+    def logits(x):
+        return jnp.where(x[:, 0, 0, :1] > 0.5, jnp.nan, network(weights, x))
+
+    result = evaluate(logits, images, labels, suite=[Row("none")])
+    lost = images[:, 0, 0, 0] > 0.5
+    assert 0 < lost.sum() < 23
+    assert (result.examples["none"]["prediction"][lost] == -1).all()
+    assert not result.examples["none"]["correct"][lost].any()
+    assert result.failures == (
+        f"none: {lost.sum()} examples have logits that are not numbers; they count as misclassified",
+    )
+
+
+# What results do not depend on
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 1000])
+def test_independent_of_the_batch_size(examples, reference, batch_size):
+    assert_same(run(examples, batch_size=batch_size), reference, exact=False)
+
+
+def test_independent_of_the_other_attacks(examples, reference):
+    assert_same(run(examples, [ROWS[2], ROWS[1]]), reference, ["pgd_linf", "gaussian_noise"])
+
+
+def test_an_example_is_known_by_its_index(examples, reference):
+    weights, images, labels = examples
+    order = np.random.default_rng(5).permutation(23)[:11]
+    result = run((weights, images[order], labels[order]), index=order, keep_pictures=0)
+    for name, rows in result.examples.items():
+        assert len(rows["pictures"]) == 0
+        for field in ("index", "prediction", "l0"):
+            np.testing.assert_array_equal(rows[field], reference.examples[name][field][order])
+        np.testing.assert_allclose(rows["l2"], reference.examples[name]["l2"][order], rtol=1e-5)
+
+
+def test_another_key_gives_other_noise(examples, reference):
+    assert (run(examples, key=4).examples["gaussian_noise"]["l2"] != reference.examples["gaussian_noise"]["l2"]).all()
+
+
+SHARDED = """
+    import sys, jax, numpy as np
+    sys.path.insert(0, {tests!r})
+    import test_evaluation as t
+    assert jax.device_count() == 8
+    given = np.load({given!r})
+    examples = given["weights"], given["images"], given["labels"]
+    rows = [*t.ROWS, t.RESTARTS]
+    for size in (8, 13):
+        result = t.run(examples, rows, batch_size=size, workdir={out!r} + str(size))
+    assert result.device["count"] == 8, result.device
+"""
+RESTARTS = Row("again", "pgd_linf", {"bound": 0.01, "steps": 2, "random_start": True, "restarts": 3})
+
+
+def python(script, **environment):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process, seconds=300):
+    output = process.communicate(timeout=seconds)[0].decode()
+    assert process.returncode == 0, output
+
+
+def save_examples(examples, folder):
+    weights, images, labels = examples
+    np.savez(folder / "given.npz", weights=weights, images=images, labels=labels)
+    return dict(tests=str(pathlib.Path(__file__).parent), given=str(folder / "given.npz"), out=str(folder / "out"))
+
+
+def test_eight_devices_give_the_rows_of_one(examples, tmp_path):
+    script = SHARDED.format(**save_examples(examples, tmp_path))
+    process = python(script, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    alone = run(examples, [*ROWS, RESTARTS])
+    finish(process)
+    for size in (8, 13):
+        for name in alone.examples:
+            rows = np.load(tmp_path / f"out{size}" / "evaluation" / f"{name}.npz")
+            for field in FIELDS:
+                np.testing.assert_allclose(rows[field], alone.examples[name][field], rtol=1e-5, atol=1e-6)
+
+
+TWO_PROCESSES = """
+    import sys, jax, numpy as np
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize("127.0.0.1:{port}", 2, {process})
+    sys.path.insert(0, {tests!r})
+    import test_evaluation as t
+    from lagrangian_jax.evaluation import work
+    assert jax.process_count() == 2
+    given = np.load({given!r})
+    examples = given["weights"], given["images"], given["labels"]
+    rows = [*t.ROWS, t.RESTARTS]
+    work.SAVE_SECONDS = 0
+    def stop(name, done, total):
+        if name == "again" and done > 0:
+            raise KeyboardInterrupt
+    work.CHUNK_BATCHES = 1
+    try:
+        t.run(examples, rows, batch_size=4, workdir={out!r}, progress=stop)
+        raise SystemExit("was not stopped")
+    except KeyboardInterrupt:
+        pass
+    result = t.run(examples, rows, batch_size=4, workdir={out!r})
+    rows = {{f"{{n}}-{{k}}": v for n, rows in result.examples.items() for k, v in rows.items()}}
+    np.savez({out!r} + "{process}.npz", **rows)
+    assert result["none"].correct == 20, result
+    assert result["again"].attacked == 20, result
+    assert result.device["processes"] == 2
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_rows_of_one(examples, tmp_path):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = save_examples(examples, tmp_path)
+    both = [python(TWO_PROCESSES.format(port=port, process=process, **given)) for process in (0, 1)]
+    alone = run(examples, [*ROWS, RESTARTS])
+    for process in both:
+        finish(process)
+    for process in (0, 1):
+        rows = np.load(tmp_path / f"out{process}.npz")
+        for name, expected in alone.examples.items():
+            for field in FIELDS:
+                np.testing.assert_allclose(rows[f"{name}-{field}"], expected[field], rtol=1e-5, atol=1e-6)
+    assert sorted(path.stem for path in (tmp_path / "out" / "evaluation").iterdir()) == sorted(alone.examples)
+
+
+# Resuming
+
+
+@pytest.fixture
+def no_attack(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("an attack ran")
+
+    monkeypatch.setattr(programs.Programs, "run", refuse)
+
+
+def test_finished_attacks_are_loaded(examples, reference, tmp_path, request):
+    first = run(examples, workdir=tmp_path)
+    assert_same(first, reference)
+    request.getfixturevalue("no_attack")
+    again = run(examples, workdir=tmp_path, batch_size=5)  # the batch size is free
+    assert_same(again, reference)
+    assert again.attacks == first.attacks
+    with np.load(tmp_path / "evaluation" / "pgd_linf.npz") as rows:
+        assert set(FIELDS) | {"picture_index"} <= set(rows.files)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(key=4), "key is"),
+        (dict(variables=np.zeros((48, 5), np.float32)), "network is"),
+        (
+            dict(suite=[Row("gaussian_noise", parameters={"variance": 0.1})]),
+            "parameters.variance is 0.05 there, 0.1 here",
+        ),
+        (dict(suite=[Row("gaussian_noise", "gaussian_blur")]), "attack is gaussian_noise there, gaussian_blur here"),
+        (dict(labels=np.zeros(23, int)), "data is"),
+    ],
+)
+def test_another_evaluation_is_not_overwritten(examples, tmp_path, change, words):
+    weights, images, labels = examples
+    given = dict(variables=weights, labels=labels, suite=[ROWS[2]], key=3)
+    evaluate(network, images, workdir=tmp_path, **given)
+    path = tmp_path / "evaluation" / "gaussian_noise.npz"
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="belongs to another evaluation") as error:
+        evaluate(network, images, workdir=tmp_path, **(given | change))
+    assert words in str(error.value)
+    assert "choose another work directory" in str(error.value)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_file_is_told_and_done_again(examples, reference, tmp_path, damage):
+    run(examples, [ROWS[2]], workdir=tmp_path)
+    path = tmp_path / "evaluation" / "gaussian_noise.npz"
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[content.index(reference.examples["gaussian_noise"]["l2"].tobytes())] ^= 4
+    path.write_bytes(content if damage == "flip" else content[: len(content) // 2 if damage == "cut" else 0])
+    with pytest.warns(UserWarning, match="is damaged and is computed again"):
+        result = run(examples, [ROWS[2]], workdir=tmp_path)
+    assert "gaussian_noise.npz was damaged" in result.failures[0]
+    assert_same(result, reference, ["gaussian_noise"])
+    run(examples, [ROWS[2]], workdir=tmp_path)  # whole again
+
+
+@pytest.mark.parametrize("row", [ROWS[1], RESTARTS])
+def test_an_attack_goes_on_where_it_was_killed(examples, tmp_path, monkeypatch, row):
+    monkeypatch.setattr(work, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(work, "CHUNK_BATCHES", 1)
+    whole = run(examples, [row])
+    attacked = []
+
+    def stop(name, done, total):
+        if done >= 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(examples, [row], workdir=tmp_path, progress=stop)
+    folder = tmp_path / "evaluation"
+    assert not list(folder.glob("*.npz"))
+    execute = lj.attacks.execute
+
+    def observed(attack, run, predict, keys, images, *rest):
+        attacked.append(len(images))
+        return execute(attack, run, predict, keys, images, *rest)
+
+    monkeypatch.setattr(lj.attacks, "execute", observed)
+    result = run(examples, [row], workdir=tmp_path)
+    assert attacked == [7]
+    assert_same(result, whole)
+    assert result[row.name].stages == whole[row.name].stages
+    assert result[row.name].gradient_evaluations == whole[row.name].gradient_evaluations
+    assert [path.name for path in folder.iterdir()] == [f"{row.name}.npz"]
+
+
+def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "rows.npz"
+    files.write(path, {"x": np.arange(3)}, {"n": 1})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        files.write(path, {"x": np.zeros(3)}, {"n": 2})
+    arrays, about = files.read(path.read_bytes())
+    assert (arrays["x"].tolist(), about["n"]) == ([0, 1, 2], 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.npz"]
+
+
+# Memory
+
+
+@pytest.mark.parametrize("row", [ROWS[1], RESTARTS])
+def test_the_batch_is_halved_when_memory_runs_out(examples, monkeypatch, row):
+    whole = run(examples, [row])
+    compile_ = programs.Programs._program
+
+    def small(self, function, keys, images, labels, arguments):
+        if len(images) > 3:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+        return compile_(self, function, keys, images, labels, arguments)
+
+    monkeypatch.setattr(programs.Programs, "_program", small)
+    result = run(examples, [row])
+    assert_same(result, whole, exact=False)
+    assert result.failures == (f"{row.name}: a batch of 8 did not fit into the device's memory; it went on with 2",)
+
+
+def test_other_errors_of_the_runtime_are_raised(examples, monkeypatch):
+    def broken(*arguments):
+        raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+    monkeypatch.setattr(programs.Programs, "_program", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        run(examples)
+
+
+# Costs
+
+
+@pytest.mark.parametrize(
+    ("row", "gradients", "forward"),
+    [
+        (Row("none"), 0, 1),
+        (Row("fgsm"), 1, 2),
+        (Row("lagrangian"), 5, 6),
+        (Row("pgd_linf", parameters={"steps": 40}), 40, 41),
+        (Row("pgd_l2", parameters={"steps": 7, "keep": "best"}), 7, 9),
+        (Row("gaussian_blur"), 0, 1),
+    ],
+)
+def test_costs_are_counted_in_the_program(examples, row, gradients, forward):
+    found = run(examples, [row])[row.name]
+    assert (found.gradient_evaluations, found.forward_passes, found.cost_exact) == (gradients, forward, True)
+    assert found.attacked == 23
+    assert found.compile_seconds > 0
+
+
+def test_stages_cost_what_their_survivors_cost(examples):
+    found = run(examples, [RESTARTS])["again"]
+    assert found.stages[0] == found.attacked == 20
+    assert 20 >= found.stages[1] >= found.stages[2] > found.correct - 1
+    assert found.gradient_evaluations == pytest.approx(2 * sum(found.stages) / 23)
+    assert found.forward_passes == pytest.approx(1 + 3 * sum(found.stages) / 23)
+
+
+def test_loops_branches_and_copies():
+    weights = jnp.ones((27, 5))
+    marked = cost.marked(lambda x: x.reshape(x.shape[0], -1) ** 3 @ weights)
+    images = jnp.full((4, 3, 3, 3), 0.5)
+    gradient = jax.grad(lambda x: marked(x).sum())
+
+    def counted(function):
+        return cost.count(jax.make_jaxpr(function)(images), logits=20, pixels=108)
+
+    def search(x, limited):
+        def more(c):
+            return (c[0] < 9) & (c[1].sum() < 3) if limited else c[1].sum() < 3
+
+        return jax.lax.while_loop(more, lambda c: (c[0] + 1, c[1] - gradient(c[1])), (2, x))[1]
+
+    assert counted(lambda x: search(x, True)) == (7, 7, False)
+    assert counted(lambda x: search(x, False)) == (None, None, False)
+    assert counted(lambda x: marked(search(x, False) * 0)) == (None, None, False)
+    assert counted(lambda x: jax.lax.cond(x.sum() > 0, gradient, lambda x: x, x)) == (1, 1, False)
+    assert counted(lambda x: jax.vmap(lambda s: gradient(x * s))(jnp.arange(6.0))) == (6, 6, True)
+    assert counted(lambda x: jax.vmap(jax.jacrev(lambda z: marked(z[None])[0]))(x)) == (1, 5, True)
+    assert counted(lambda x: jax.jvp(marked, (x,), (x,))) == (1, 0, True)
+    assert counted(lambda x: jax.grad(lambda x: jax.checkpoint(marked)(x).sum())(x)) == (2, 1, True)
+    plain = jax.grad(lambda x: (x.reshape(4, -1) ** 3 @ weights).sum())
+    np.testing.assert_array_equal(gradient(images), plain(images))
+
+
+# Results
+
+
+def outcome(column, accuracy, name=None):
+    return lj.evaluation.AttackResult(
+        **dict(name=name or column, label=column, attack=column, parameters={}, column=column, correct=0, total=4),
+        **dict(accuracy=accuracy, mean_l0=0.0, mean_l2=None, mean_linf=0.0, seconds=1.0, compile_seconds=1.0),
+        **dict(gradient_evaluations=None, forward_passes=None, cost_exact=False, attacked=4, stages=(4,)),
+    )
+
+
+def summary(accuracies):
+    attacks = tuple(outcome(column, accuracy) for column, accuracy in accuracies.items())
+    correct = {a.name: {"correct": np.arange(4) > 0} for a in attacks}
+    return lj.evaluation.Result("custom", 0, attacks, (), {}, {}, {}, {}, correct)
+
+
+def test_the_papers_means():
+    # The paper's own row of Table 1: unseen mean 55.37 over seven columns, union mean over these and three more.
+    unseen = dict(recolor=0.1, stadv=0.2, elastic=0.3, jpeg=0.4, noise=0.5, blur=0.6, pgd0=0.7)
+    found = summary({"clean": 0.9, **unseen, "lpa": 0.0, "linf": 0.1, "l2": 0.2}).summary
+    assert found["unseen_mean"] == pytest.approx(0.4)
+    assert found["union_mean"] == pytest.approx((2.8 + 0.3) / 10)
+    assert found["clean"] == 0.9
+    assert summary({"clean": 0.9, **unseen}).summary["union_mean"] is None
+    imagenet = dict(recolor=0.1, stadv=0.2, elastic=0.3, fog=0.4, gabor=0.5, snow=0.6, noise=0.7, blur=0.8)
+    found = summary({"clean": 0.9, **imagenet, "lpa": 0.0, "linf": 0.1, "l2": 0.2, "jpeg": 0.3}).summary
+    assert found["unseen_mean"] == pytest.approx(0.45)
+    assert found["union_mean"] == pytest.approx(4.2 / 12)
+
+
+def test_the_worst_case_is_an_intersection_over_the_tables_columns():
+    result = summary({"clean": 0.75, "linf": 0.5})
+    result.examples["linf"]["correct"] = np.array([True, True, False, False])
+    assert result.summary["worst_case"] == {"correct": 1, "total": 4}
+    beside = outcome(None, 0.0, "beside")
+    rows = {**result.examples, "beside": {"correct": np.zeros(4, bool)}}
+    wider = lj.evaluation.Result("custom", 0, (*result.attacks, beside), (), {}, {}, {}, {}, rows)
+    assert wider.summary["worst_case"] == {"correct": 1, "total": 4}
+
+
+def test_json_and_text(reference):
+    found = json.loads(json.dumps(reference.to_json(), allow_nan=False))
+    assert list(found) == [
+        *("schema", "suite", "seed", "versions", "device", "data", "network", "training"),
+        *("attacks", "summary", "failures"),
+    ]
+    assert (found["schema"], found["suite"], found["seed"], found["training"]) == (1, "custom", 3, None)
+    assert {"name", "label", "attack", "parameters", "column", "correct", "total", "accuracy"} <= set(
+        found["attacks"][0]
+    )
+    assert found["attacks"][1]["parameters"]["random_start"] is True
+    worst = np.all([rows["correct"] for rows in reference.examples.values()], axis=0).sum()
+    assert found["summary"]["worst_case"] == {"correct": worst, "total": 23}
+    lines = str(reference).splitlines()
+    assert lines[0].split() == ["attack", "correct", "accuracy", "mean", "l2", "mean", "linf", "gradients", "seconds"]
+    assert len({len(line) for line in lines[:5]}) == 1
+    assert "20/23" in lines[2]
+    with pytest.raises(KeyError, match="there are none, pgd_linf"):
+        reference["stadv"]
+
+
+def test_progress(examples):
+    seen = []
+    run(examples, [ROWS[0]], progress=lambda *event: seen.append(event))
+    assert seen == [("none", 0, 23), ("none", 8, 23), ("none", 16, 23), ("none", 23, 23)]
+
+
+def test_keys_may_be_seeds_or_of_either_kind(examples, reference):
+    for key in (jax.random.key(3), jax.random.PRNGKey(3)):
+        assert_same(run(examples, key=key), reference)
+    assert run(examples, [ROWS[0]], key=jax.random.key(2**31 + 5)).seed == 2**31 + 5
+
+
+# Suites
+
+
+def test_the_papers_suites_have_their_columns():
+    for name, (_, union) in zip(("cifar10_table1", "imagenet100_table2"), suites.MEANS, strict=True):
+        assert {row.column for row in suites.get(name)} - {None} == {"clean", *union}
+    assert [len(columns) for pair in suites.MEANS for columns in pair] == [7, 10, 8, 12]
+
+
+@pytest.mark.parametrize("name", suites.names())
+def test_suites_use_parameters_that_their_attacks_take(name):
+    for row in suites.get(name):
+        if row.attack not in lj.attacks.names():
+            pytest.skip(f"attack {row.attack} is not registered")
+        parameters = {**row.parameters}
+        if "distance" in parameters:
+            assert parameters["distance"] in lj.distances.names()
+            parameters["distance"] = lj.distances.create("l2")
+        lj.attacks.create(row.attack, **parameters)
+
+
+def test_a_distance_is_resolved_by_name(examples, monkeypatch):
+    def by_distance(key, logits_fn, images, labels, *, distance):
+        return images + 0.01 * distance(images, jnp.zeros_like(images))[:, None, None, None]
+
+    monkeypatch.setitem(lj.attacks.ATTACKS, "by_distance", by_distance)
+    rows = [Row("by_distance", parameters={"distance": "l2"})]
+    norm = np.linalg.norm(examples[1].reshape(23, -1), axis=1)
+    np.testing.assert_allclose(run(examples, rows).examples["by_distance"]["linf"], 0.01 * norm, rtol=1e-4)
+    doubled = run(examples, rows, distances={"l2": lambda a, b: 2 * jnp.sqrt(jnp.sum((a - b) ** 2, (1, 2, 3)))})
+    np.testing.assert_allclose(doubled.examples["by_distance"]["linf"], 0.02 * norm, rtol=1e-4)
+
+
+def test_autoattack_is_checked_first(examples):
+    weights, images, labels = examples
+    rows = [Row("autoattack", parameters={"bound": 0.01, "steps": 2, "targets": 1, "queries": 3})]
+    saturated = run((1e4 * weights, images[:6], labels[:6]), rows)
+    assert any("saturated" in failure for failure in saturated.failures)
+    assert len(saturated["autoattack"].stages) == len(lj.attacks.create("autoattack", **rows[0].parameters).stages)
+
+
+# Wrong input
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(images=np.zeros((0, 4, 4, 3), np.float32), labels=np.zeros(0, int)), "images: expected at least one"),
+        (dict(images=np.zeros((23, 4, 4), np.float32)), r"images: expected shape \(N, H, W, C\), got \(23, 4, 4\)"),
+        (dict(images=np.zeros((23, 4, 4, 3))), "images: expected float32 in .* got float64"),
+        (dict(images=np.full((23, 4, 4, 3), 1.5, np.float32)), r"images: expected values in \[0, 1\], got 1.5"),
+        (dict(images=np.full((23, 4, 4, 3), np.nan, np.float32)), r"images: expected values in \[0, 1\], got nan"),
+        (dict(labels=np.full(23, 5)), r"labels: expected values in \[0, 5\), got 5 to 5"),
+        (dict(labels=np.full(23, -1)), r"labels: expected values in \[0, 5\), got -1"),
+        (dict(labels=np.zeros(23)), "labels: expected integers, got float64"),
+        (dict(labels=np.zeros(22, int)), r"labels: expected shape \(23,\)"),
+        (dict(index=np.zeros(23, int)), "index: expected distinct values"),
+        (dict(index=np.arange(3)), r"index: expected shape \(23,\)"),
+        (dict(key=0.5), "key: expected a seed"),
+        (dict(batch_size=0), "batch_size: expected 1 or larger, got 0"),
+        (dict(keep_pictures=-1), "keep_pictures: expected 0 or larger"),
+        (dict(suite="cifar10_table"), "unknown suite 'cifar10_table'; did you mean 'cifar10_table1'"),
+        (dict(suite=[]), "suite: expected a name"),
+        (dict(suite=["none"]), "suite: expected a name"),
+        (dict(suite=[Row("none"), Row("none")]), "a name of its own; repeated: none"),
+        (dict(suite=[Row("x", "no_such_attack")]), "row 'x' needs the attack 'no_such_attack'"),
+        (dict(suite=[Row("none"), Row("fgsm", parameters={"bond": 1})]), "no parameter 'bond'; did you mean 'bound'"),
+        (dict(mesh=jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))), "mesh: expected one axis, 'data'"),
+        (dict(variables=np.zeros((5, 48, 1), np.float32)), "logits_fn: expected logits of shape"),
+    ],
+)
+def test_wrong_input(examples, change, words, no_attack):
+    weights, images, labels = examples
+    given = dict(images=images, labels=labels, variables=weights, suite=ROWS, key=3) | change
+    function = (lambda v, x: jnp.zeros((len(x), 5, 1))) if np.ndim(given["variables"]) == 3 else network
+    with pytest.raises(ValueError, match=words):
+        evaluate(function, **given)
+
+
+def test_a_row_names_a_file():
+    with pytest.raises(ValueError, match="it names a file"):
+        Row("../escape", "none")
