@@ -22,7 +22,7 @@ METHODS: dict[str, dict] = {
 def slim(config: ConfigDict) -> None:
     """For a CPU: small crops, a quarter of the width, a few epochs."""
     config.data.image_size = 64
-    config.data.workers = 1
+    config.data.workers = 0
     config.network.width = 16
     config.train.epochs = 12
     config.train.batch_size = 64
@@ -50,6 +50,7 @@ def get_config(options: str = "") -> ConfigDict:
     config.data.name = "flowers"
     config.data.validation = 256
     config.data.image_size = 224
+    config.data.workers = 2
     config.network.name = "resnet18"
     config.network.stem = "imagenet"
     config.optimizer.weight_decay = 1e-4

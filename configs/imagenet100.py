@@ -52,6 +52,7 @@ def get_config(options: str = "") -> ConfigDict:
     config.data.name = "imagenet100"
     config.data.validation = 0
     config.data.image_size = 224
+    config.data.workers = 16
     config.network.name = "resnet34"
     config.network.stem = "imagenet"
     config.optimizer.weight_decay = 1e-4

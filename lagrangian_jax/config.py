@@ -30,7 +30,7 @@ def default() -> ConfigDict:
     config.data.dir = ""  # of TFDS data sets or class folders; "" is TFDS_DATA_DIR, or TFDS's own default
     config.data.validation = 1024  # training images held out for model selection
     config.data.image_size = 32
-    config.data.workers = 8  # processes that decode streamed images
+    config.data.workers = 0  # processes that decode streamed images; 0: threads of this one
 
     config.augmentation = ConfigDict()  # of data sets that live on the device; streamed ones crop at random
     config.augmentation.padding = 4

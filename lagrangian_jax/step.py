@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from lagrangian_jax import losses
 from lagrangian_jax.attacks.attack import fold_in, l2_norm
-from lagrangian_jax.data.augmentation import augment
+from lagrangian_jax.data.augmentation import augment, unit_interval
 from lagrangian_jax.methods import Batch, Method, Network
 from lagrangian_jax.models.forward import bind
 from lagrangian_jax.parallel import AXIS, per_device
@@ -62,7 +62,7 @@ def training_step(
     def step(state: TrainState, images: Array, labels: Array, index: Array) -> tuple[TrainState, Metrics]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), index)
         if augmentation is None:
-            images = images.astype(jnp.float32) / 255
+            images = unit_interval(images)
         else:
             images = augment(fold_in(keys, 0), images, **augmentation)
         batch = Batch(images, labels, index)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from lagrangian_jax import attacks, data, methods, models, parallel
 from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.config import Interrupted, NotFinite
+from lagrangian_jax.data.augmentation import unit_interval
 from lagrangian_jax.data.stream import epoch_order
 from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.state import TrainState, initial_state
@@ -254,7 +255,7 @@ def build_counter(network: nn.Module, mesh: Mesh) -> Callable[..., Array]:
 
     def count(params, batch_stats, images, labels):
         variables = {"params": params, "batch_stats": batch_stats}
-        logits = network.apply(variables, images.astype(jnp.float32) / 255, train=False)
+        logits = network.apply(variables, unit_interval(images), train=False)
         return jax.lax.psum(jnp.sum(jnp.argmax(logits, axis=-1) == labels), parallel.AXIS)
 
     axis = P(parallel.AXIS)
@@ -273,7 +274,7 @@ def build_validation(
             return network.apply(variables, images, train=False)
 
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-        images = images.astype(jnp.float32) / 255
+        images = unit_interval(images)
         adversarial = attack(keys, logits_fn, images, labels)
         correct = [jnp.sum(real & (jnp.argmax(logits_fn(x), -1) == labels)) for x in (images, adversarial)]
         return jax.lax.psum(jnp.stack(correct), parallel.AXIS)

@@ -1,0 +1,37 @@
+"""Writes the README's tables from the committed results: ``python results/readme.py`` (``--check`` only compares).
+
+Each folder of ``results/`` is a group of comparable runs: ``<group>/<run>/results.json``, with a ``README.md`` that says
+what was run.
+"""
+
+import pathlib
+import sys
+
+from lagrangian_jax import report
+
+ROOT = pathlib.Path(__file__).resolve().parent
+START, END = "<!-- results -->", "<!-- /results -->"
+
+
+def tables() -> str:
+    parts = []
+    for group in sorted(path for path in ROOT.iterdir() if (path / "README.md").exists()):
+        runs = sorted(path.parent for path in group.glob("*/results.json"))
+        parts += [(group / "README.md").read_text().strip(), report.compare(runs).markdown().strip()]
+    return "\n\n".join(parts)
+
+
+def main(arguments: list[str]) -> int:
+    readme = ROOT.parent / "README.md"
+    text = readme.read_text()
+    before, rest = text.split(START)
+    after = rest.split(END)[1]
+    wanted = f"{before}{START}\n{tables()}\n{END}{after}"
+    if "--check" in arguments:
+        return 0 if wanted == text else 1
+    readme.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
