@@ -222,10 +222,10 @@ def _in_batches(function: Callable, rows: np.ndarray, sizes: Sequence[int]) -> t
 
 
 def _batch_size(left: int, sizes: Sequence[int]) -> int:
-    """The size that covers the rows left, unless repeating the next smaller one computes fewer rows."""
+    """The size that covers the rows left, unless repeating the next smaller one computes at most half as many rows."""
     index = next((i for i, size in enumerate(sizes) if size >= left), len(sizes) - 1)
     smaller = sizes[max(index - 1, 0)]
-    return smaller if -(-left // smaller) * smaller < sizes[index] else sizes[index]
+    return smaller if 2 * smaller * -(-left // smaller) <= sizes[index] else sizes[index]
 
 
 def check_inputs(logits_fn: LogitsFn, images: Any, labels: Any) -> tuple[Array, Array]:
