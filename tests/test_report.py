@@ -174,6 +174,11 @@ def test_files_and_figures(workdir):
     assert names == {f"{name}{end}.svg" for name in panels for end in ("", "-dark")} | {"pictures.png"}
     for path in (workdir / "figures").glob("*.svg"):
         xml.etree.ElementTree.parse(path)
+    panel = next(panel for panel in figures.training(report.read(workdir)) if panel.name == "accuracy")
+    drawn = figures.render(panel, panel.size, figures.DARK).decode()
+    coloured = (workdir / "figures" / "accuracy-dark.svg").read_text()
+    assert re.findall("#[0-9a-f]{6}", coloured) == re.findall("#[0-9a-f]{6}", drawn)
+    assert figures.LIGHT.ink not in coloured
     markdown = (workdir / "report.md").read_text()
     for link in re.findall(r"figures/[\w.-]+", markdown):
         assert (workdir / link).is_file()
