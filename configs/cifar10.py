@@ -47,7 +47,8 @@ def slim(config: ConfigDict) -> None:
     config.optimizer.schedule = "linear"
     config.optimizer.warmup = 0.5
     config.data.validation = 1024
-    config.evaluation.checkpoint = "last"
+    config.evaluation.suite = "lp"
+    config.evaluation.batch_size = 128
 
 
 def smoke(config: ConfigDict) -> None:

@@ -61,10 +61,7 @@ def training_step(
 
     def step(state: TrainState, images: Array, labels: Array, index: Array) -> tuple[TrainState, Metrics]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), index)
-        if augmentation is None:
-            images = unit_interval(images)
-        else:
-            images = augment(fold_in(keys, 0), images, **augmentation)
+        images = unit_interval(images) if augmentation is None else augment(fold_in(keys, 0), images, **augmentation)
         batch = Batch(images, labels, index)
 
         # Craft. Batch statistics, where the method's attack uses them, are those of this device's examples: its loop

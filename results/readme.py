@@ -1,7 +1,7 @@
 """Writes the README's tables from the committed results: ``python results/readme.py`` (``--check`` only compares).
 
-Each folder of ``results/`` is a group of comparable runs: ``<group>/<run>/results.json``, with a ``README.md`` that says
-what was run.
+Each folder of ``results/`` is a group of comparable runs: ``<group>/<run>/results.json``, with a ``README.md`` that
+says what was run.
 """
 
 import pathlib
