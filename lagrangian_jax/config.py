@@ -75,7 +75,7 @@ def default() -> ConfigDict:
     config.evaluation.suite = "cifar10_table1"
     config.evaluation.checkpoint = "last"  # or "best", by validation
     config.evaluation.batch_size = 500
-    config.evaluation.examples = 0  # the first so many test images; 0: all
+    config.evaluation.examples = 0  # a fixed subset of so many test images, of every class its share; 0: all
     return config
 
 

@@ -82,7 +82,7 @@ def evaluate(
     if not isinstance(test, data.Split):
         test = data.resident(test, image_size=config.data.image_size, workers=config.data.workers)
     if config.evaluation.examples:
-        test = test.take(slice(config.evaluation.examples))
+        test = test.take(data.hold_out(test.labels, min(config.evaluation.examples, len(test.labels)))[1])
 
     bars: dict[str, tqdm] = {}
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from lagrangian_jax.data import cifar10, digits, flowers, imagenet100
-from lagrangian_jax.data.dataset import DataError, Dataset, Source, Split
+from lagrangian_jax.data.dataset import DataError, Dataset, Source, Split, hold_out
 from lagrangian_jax.data.stream import resident, stream
 from lagrangian_jax.names import unknown
 
-__all__ = ["DATASETS", "DataError", "Dataset", "Source", "Split", "load", "names", "resident", "stream"]
+__all__ = ["DATASETS", "DataError", "Dataset", "Source", "Split", "hold_out", "load", "names", "resident", "stream"]
 
 DATASETS: dict[str, Callable[[Any], Dataset]] = {
     "digits": digits.load,
