@@ -472,29 +472,44 @@ def test_stages_cost_what_their_survivors_cost(examples):
     assert found.forward_passes == pytest.approx(1 + 3 * sum(found.stages) / 23)
 
 
+def iter_search(x, gradient):
+    while x.sum() < 64:
+        x = x + gradient(x) / 216
+        yield x
+
+
 def test_loops_branches_and_copies():
     weights = jnp.ones((27, 5))
     marked = cost.marked(lambda x: x.reshape(x.shape[0], -1) ** 3 @ weights)
     images = jnp.full((4, 3, 3, 3), 0.5)
     gradient = jax.grad(lambda x: marked(x).sum())
 
-    def counted(function):
-        return cost.count(jax.make_jaxpr(function)(images), logits=20, pixels=108)
+    def metered(function):
+        meter = cost.Meter(function)
+        output, trips = jax.jit(meter)(images)
+        np.testing.assert_allclose(output, jax.jit(function)(images), rtol=1e-6)
+        return meter.cost(trips, logits=20, pixels=108)
 
-    def search(x, limited):
+    def search(x, limit):
         def more(c):
-            return (c[0] < 9) & (c[1].sum() < 3) if limited else c[1].sum() < 3
+            return (c[0] < limit) & (c[1].sum() < 64) if limit else c[1].sum() < 64
 
-        return jax.lax.while_loop(more, lambda c: (c[0] + 1, c[1] - gradient(c[1])), (2, x))[1]
+        return jax.lax.while_loop(more, lambda c: (c[0] + 1, c[1] + gradient(c[1]) / 216), (2, x))[1]
 
-    assert counted(lambda x: search(x, True)) == (7, 7, False)
-    assert counted(lambda x: search(x, False)) == (None, None, False)
-    assert counted(lambda x: marked(search(x, False) * 0)) == (None, None, False)
-    assert counted(lambda x: jax.lax.cond(x.sum() > 0, gradient, lambda x: x, x)) == (1, 1, False)
-    assert counted(lambda x: jax.vmap(lambda s: gradient(x * s))(jnp.arange(6.0))) == (6, 6, True)
-    assert counted(lambda x: jax.vmap(jax.jacrev(lambda z: marked(z[None])[0]))(x)) == (1, 5, True)
-    assert counted(lambda x: jax.jvp(marked, (x,), (x,))) == (1, 0, True)
-    assert counted(lambda x: jax.grad(lambda x: jax.checkpoint(marked)(x).sum())(x)) == (2, 1, True)
+    def twice(search):
+        return lambda x: jax.lax.fori_loop(0, 2, lambda i, x: search(x), x)
+
+    trips = sum(1 for _ in iter_search(images, gradient))
+    assert 3 < trips < 9
+    assert metered(lambda x: search(x, 0)) == (trips, trips, True)
+    assert metered(lambda x: search(x, 99)) == (trips, trips, True)
+    assert metered(twice(lambda x: search(x, 12))) == (20, 20, False)
+    assert metered(twice(lambda x: search(x, 0))) == (None, None, False)
+    assert metered(twice(lambda x: jax.lax.while_loop(lambda x: x.sum() < 60, lambda x: x + 1, x))) == (0, 0, True)
+    assert metered(lambda x: jax.lax.cond(x.sum() > 0, gradient, lambda x: x, x)) == (1, 1, False)
+    assert metered(lambda x: jax.vmap(lambda s: gradient(x * s))(jnp.arange(6.0))) == (6, 6, True)
+    assert metered(lambda x: jax.vmap(jax.jacrev(lambda z: marked(z[None])[0]))(x)) == (1, 5, True)
+    assert metered(lambda x: jax.jvp(marked, (x,), (x,))[1]) == (1, 0, True)
     plain = jax.grad(lambda x: (x.reshape(4, -1) ** 3 @ weights).sum())
     np.testing.assert_array_equal(gradient(images), plain(images))
 
@@ -606,6 +621,7 @@ def test_a_distance_is_resolved_by_name(examples, monkeypatch):
     np.testing.assert_allclose(doubled.examples["by_distance"]["linf"], 0.02 * norm, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_autoattack_is_checked_first(examples):
     weights, images, labels = examples
     rows = [Row("autoattack", parameters={"bound": 0.01, "steps": 2, "targets": 1, "queries": 3})]

@@ -1,22 +1,27 @@
 """What an attack costs, counted in its program: the network's forward passes and gradients, an example.
 
 `marked` puts identities around the network, which leave a trace in the program (a jaxpr) wherever it runs forward and
-wherever a gradient comes back to its images, whatever the attack does around it: loops, `vmap`, `jax.checkpoint`. The
-compiled code is the same as without. `count` adds the traces up, times the trips of the loops that they stand in.
+wherever a gradient comes back to its images, whatever loops or `vmap` the attack puts around it. The compiled code is
+the same as without. A `Meter` adds the traces up, times the trips of the loops that they stand in; where a loop ends
+as the data say, the program counts its trips as it runs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
+from jax import Array, lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 
 class Cost(NamedTuple):
-    """Forward passes and gradients an example; None where a loop's trips are not known before it runs.
+    """Forward passes and gradients an example; None where a loop inside a loop ends as the data say.
 
-    ``exact`` is False where a loop may end early or a branch may be skipped; the numbers are then upper bounds.
+    ``exact`` is False where such a loop has at least a largest number of trips, or a branch may be skipped; the numbers
+    are then upper bounds.
     """
 
     forward_passes: float | None
@@ -53,29 +58,85 @@ ad.deflinear(_tangent, lambda cotangent: [cotangent if type(cotangent) is ad.Zer
 
 
 def marked(logits_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """``logits_fn(*variables, images)`` with its passes visible to `count`; same values, same derivatives."""
+    """``logits_fn(*variables, images)`` with its passes visible to a `Meter`; same values, same derivatives."""
     return lambda *arguments: _forward.bind(logits_fn(*arguments[:-1], _input.bind(arguments[-1])))
 
 
-def count(program: ClosedJaxpr | Jaxpr, logits: int, pixels: int) -> Cost:
-    """Counts the passes in a program that was traced with a `marked` network.
-
-    Args:
-      program: the jaxpr, ``jax.jit(f).trace(...).jaxpr``.
-      logits: the size of the logits of the program's batch (on one device), so that a pass over two copies of the batch
-        counts twice.
-      pixels: the size of the images of that batch, likewise for gradients.
+class Meter:
+    """A function that also says what it cost: ``meter(*arguments) -> (outputs, trips)``, and `cost` of the trips.
 
     >>> import jax, jax.numpy as jnp
     >>> network = marked(lambda images: images.reshape(2, -1)[:, :3])
     >>> def descend(images):
     ...     return jax.lax.fori_loop(0, 7, lambda i, x: x - jax.grad(lambda x: network(x).sum())(x), images)
-    >>> count(jax.make_jaxpr(descend)(jnp.zeros((2, 4, 4, 3))), logits=6, pixels=96)
+    >>> meter = Meter(descend)
+    >>> _, trips = meter(jnp.zeros((2, 4, 4, 3)))
+    >>> meter.cost(trips, logits=6, pixels=96)
     Cost(forward_passes=7.0, gradient_evaluations=7.0, exact=True)
     """
-    found = _tally([_open(program)])
-    forward, backward = found.passes[_forward] / logits, found.passes[_backward] / pixels
-    return Cost(None if np.isnan(forward) else forward, None if np.isnan(backward) else backward, found.exact)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._always, self._loops = _Tally(), list[_Tally]()
+
+    def __call__(self, *arguments: Any) -> tuple[Any, Array]:
+        """The function's outputs, and the trips of its loops whose end depends on the data, (loops,) int32."""
+        program, shapes = jax.make_jaxpr(self._function, return_shape=True)(*arguments)
+        self._always, self._loops = _Tally(), []
+        trips: list[Array] = []
+        values: dict[Any, Any] = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
+        values |= dict(zip(program.jaxpr.invars, jax.tree.leaves(arguments), strict=True))
+        for equation in program.jaxpr.eqns:
+            given = [atom.val if isinstance(atom, Literal) else values[atom] for atom in equation.invars]
+            body = _tally(list(_inner(equation))) if equation.primitive.name == "while" else _Tally()
+            if any(body.passes.values()):
+                counted, outputs = _count_trips(equation, given)
+                trips.append(counted)
+                self._loops.append(body)
+            else:
+                _walk([equation], 1.0, self._always)
+                outputs = list(_bind(equation, given))
+            values |= dict(zip(equation.outvars, outputs, strict=True))
+        results = [atom.val if isinstance(atom, Literal) else values[atom] for atom in program.jaxpr.outvars]
+        return jax.tree.unflatten(jax.tree.structure(shapes), results), jnp.array(trips, jnp.int32)
+
+    def cost(self, trips: Any, logits: int, pixels: int) -> Cost:
+        """What a call has cost.
+
+        Args:
+          trips: as returned by the call; summed over the devices, if it ran on several.
+          logits: the size of the logits of the batch, so that a pass over two copies of the batch counts twice.
+          pixels: the size of the images of the batch, likewise for gradients.
+        """
+        total = _Tally()
+        total.add(self._always)
+        for body, times in zip(self._loops, np.asarray(trips), strict=True):
+            total.add(body, float(times))
+        forward, backward = total.passes[_forward] / logits, total.passes[_backward] / pixels
+        return Cost(None if np.isnan(forward) else forward, None if np.isnan(backward) else backward, total.exact)
+
+
+def _bind(equation: Any, values: list[Any]) -> Sequence[Any]:
+    bound = equation.primitive.get_bind_params(equation.params)
+    functions, parameters = bound if isinstance(bound, tuple) else ((), bound)  # the form depends on JAX's version
+    with equation.ctx.manager:
+        outputs = equation.primitive.bind(*functions, *values, **parameters)
+    return outputs if equation.primitive.multiple_results else [outputs]
+
+
+def _count_trips(loop: Any, values: list[Any]) -> tuple[Array, list[Any]]:
+    """A `while` as it stands, and how often it went round."""
+    constants, body_constants = loop.params["cond_nconsts"], loop.params["body_nconsts"]
+    for_condition, for_body = values[:constants], values[constants : constants + body_constants]
+    condition, body = jaxpr_as_fun(loop.params["cond_jaxpr"]), jaxpr_as_fun(loop.params["body_jaxpr"])
+
+    def more(carry):
+        return condition(*for_condition, *carry[1])[0]
+
+    def step(carry):
+        return carry[0] + 1, body(*for_body, *carry[1])
+
+    return lax.while_loop(more, step, (jnp.int32(0), values[constants + body_constants :]))
 
 
 class _Tally:
@@ -90,15 +151,15 @@ class _Tally:
         self.exact &= other.exact
 
 
-def _walk(jaxpr: Jaxpr, times: float, found: _Tally) -> None:
-    for equation in jaxpr.eqns:
+def _walk(equations: Sequence[Any], times: float, found: _Tally) -> None:
+    for equation in equations:
         name = equation.primitive.name
         inner = list(_inner(equation))
         if equation.primitive in found.passes:
             value: Any = equation.invars[0].aval
             found.passes[equation.primitive] += times * value.size
         elif name == "scan":
-            _walk(inner[0], times * equation.params["length"], found)
+            _walk(inner[0].eqns, times * equation.params["length"], found)
         elif name == "while":
             body = _tally(inner)
             if any(body.passes.values()):
@@ -112,13 +173,13 @@ def _walk(jaxpr: Jaxpr, times: float, found: _Tally) -> None:
             found.add(costliest, times)
         else:
             for sub in inner:
-                _walk(sub, times, found)
+                _walk(sub.eqns, times, found)
 
 
 def _tally(jaxprs: list[Jaxpr]) -> _Tally:
     found = _Tally()
     for jaxpr in jaxprs:
-        _walk(jaxpr, 1.0, found)
+        _walk(jaxpr.eqns, 1.0, found)
     return found
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lagrangian_jax.attacks.attack import _in_batches
-from lagrangian_jax.evaluation.cost import Cost, count, marked
+from lagrangian_jax.evaluation.cost import Cost, Meter, marked
 from lagrangian_jax.parallel import AXIS, per_device
 
 
@@ -31,8 +31,8 @@ class Programs:
         self._logits_fn = marked(logits_fn)
         self._mesh, self._classes, self._key_impl = mesh, classes, key_impl
         self._variables = jax.device_put(variables, NamedSharding(mesh, P()))
-        self._compiled: dict[Any, Callable[..., Any]] = {}
-        self._costs: dict[Any, Cost] = {}
+        self._compiled: dict[Any, tuple[Callable[..., Any], Meter]] = {}
+        self._spent: dict[Any, list[tuple[int, Cost]]] = {}  # batch and cost of each call, by stage's function
         self.compile_seconds = 0.0
         self.largest: int | None = None
 
@@ -45,9 +45,12 @@ class Programs:
         arguments = jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, arguments)
         if self.largest is None or size <= self.largest:
             try:
-                program = self._program(function, keys, images, labels, arguments)
-                adversarial, predictions = program(self._variables, keys, images, labels, *arguments)
-                return np.asarray(adversarial), np.asarray(predictions)
+                program, meter = self._program(function, keys, images, labels, arguments)
+                (adversarial, predictions), trips = program(self._variables, keys, images, labels, *arguments)
+                outputs = np.asarray(adversarial), np.asarray(predictions)
+                cost = self._cost(meter, np.asarray(trips), images)
+                self._spent.setdefault(function, []).append((size, cost))
+                return outputs
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error) or size <= self._mesh.size:
                     raise
@@ -65,9 +68,15 @@ class Programs:
         keys = np.zeros((len(images), *jax.random.key_data(jax.random.key(0, impl=self._key_impl)).shape), np.uint32)
         return self.run(_unchanged, keys, images, np.zeros(len(images), np.int32))[1]
 
-    def cost(self, function: Callable[..., Array], arguments: tuple[Any, ...]) -> Cost:
-        """Of a stage that has run, an example, with the pass that reads the prediction."""
-        return self._costs[function, _signature(arguments)]
+    def spent(self) -> dict[Any, Cost]:
+        """What a stage's calls since this was last asked cost an example, with the pass that reads the prediction."""
+        found = {}
+        for function, calls in self._spent.items():
+            sizes, costs = zip(*calls, strict=True)
+            forward, gradients, exact = zip(*costs, strict=True)
+            found[function] = Cost(_mean(forward, sizes), _mean(gradients, sizes), all(exact))
+        self._spent.clear()
+        return found
 
     def forget(self) -> None:
         """Drops the programs of an attack that has ended; keeps the one that predicts."""
@@ -81,28 +90,35 @@ class Programs:
         identity = function, _signature(arguments), images.shape
         if identity not in self._compiled:
             start = time.perf_counter()
-            replicated, split = NamedSharding(self._mesh, P()), NamedSharding(self._mesh, P(AXIS))
-            shardings = (replicated, split, split, split, *[replicated] * len(arguments))
-            program = jax.jit(functools.partial(self._stage, function), in_shardings=shardings, out_shardings=split)
-            traced = program.trace(self._variables, keys, images, labels, *arguments)
-            batch = len(images) // self._mesh.size
-            cost = count(traced.jaxpr, logits=batch * self._classes, pixels=images.size // self._mesh.size)
-            self._costs[identity[:2]] = cost
-            self._compiled[identity] = traced.lower().compile()
+            meter = Meter(functools.partial(self._stage, function))
+            whole, split = P(), P(AXIS)
+            in_specs = (whole, split, split, split, *[whole] * len(arguments))
+
+            def on_each_device(*arguments):
+                outputs, trips = meter(*arguments)
+                return outputs, trips[None]
+
+            program = jax.jit(
+                per_device(on_each_device, self._mesh, in_specs, split),
+                in_shardings=tuple(NamedSharding(self._mesh, spec) for spec in in_specs),
+            )
+            lowered = program.lower(self._variables, keys, images, labels, *arguments)
+            self._compiled[identity] = lowered.compile(), meter
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[identity]
 
     def _stage(self, function, variables, keys, images, labels, *arguments):
-        def attack(variables, keys, images, labels, *arguments):
-            logits_fn = functools.partial(self._logits_fn, *variables)
-            keys = jax.random.wrap_key_data(keys, impl=self._key_impl)
-            adversarial = function(keys, logits_fn, images, labels, *arguments)
-            logits = logits_fn(adversarial)
-            predictions = jnp.where(jnp.any(jnp.isnan(logits), -1), -1, jnp.argmax(logits, -1).astype(jnp.int32))
-            return adversarial, predictions
+        logits_fn = functools.partial(self._logits_fn, *variables)
+        keys = jax.random.wrap_key_data(keys, impl=self._key_impl)
+        adversarial = function(keys, logits_fn, images, labels, *arguments)
+        logits = logits_fn(adversarial)
+        predictions = jnp.where(jnp.any(jnp.isnan(logits), -1), -1, jnp.argmax(logits, -1).astype(jnp.int32))
+        return adversarial, predictions
 
-        specs = (P(), P(AXIS), P(AXIS), P(AXIS), *[P()] * len(arguments))
-        return per_device(attack, self._mesh, specs, P(AXIS))(variables, keys, images, labels, *arguments)
+    def _cost(self, meter: Meter, trips: np.ndarray, images: np.ndarray) -> Cost:
+        devices = self._mesh.size  # the meter saw one device's share of the batch
+        logits, pixels = len(images) // devices * self._classes, images.size // devices
+        return meter.cost(np.mean(trips, axis=0), logits, pixels)
 
 
 def _unchanged(keys: Array, logits_fn: Callable[[Array], Array], images: Array, labels: Array) -> Array:
@@ -114,3 +130,8 @@ def _signature(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     kinds = (type(leaf) if isinstance(leaf, (bool, int, float)) else np.ndarray for leaf in leaves)
     types = (str(jnp.result_type(leaf)) for leaf in leaves)
     return structure, tuple(zip(kinds, map(np.shape, leaves), types, strict=True))
+
+
+def _mean(values: Sequence[float | None], weights: Sequence[int]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.average(known, weights=weights)) if len(known) == len(values) else None

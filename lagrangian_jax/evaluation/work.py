@@ -166,9 +166,10 @@ class Work:
 
     def _costs(self, programs: Programs, execution: Execution, count: int) -> np.ndarray:
         forward, gradients, bounds = float(count if self.attack.survivors else 0), 0.0, 0
+        spent = programs.spent()
         for stage, attacked in zip(self.attack.stages, execution.attacked, strict=True):
             if attacked:
-                cost = programs.cost(stage.function, stage.arguments)
+                cost = spent[stage.function]
                 forward += attacked * (np.nan if cost.forward_passes is None else cost.forward_passes)
                 gradients += attacked * (np.nan if cost.gradient_evaluations is None else cost.gradient_evaluations)
                 bounds += not cost.exact
