@@ -1,0 +1,157 @@
+"""StAdv: the flow, its roughness, the bound, and the recorded values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lagrangian_jax as lj
+from lagrangian_jax.attacks.sampling import bilinear_sample
+from lagrangian_jax.attacks.stadv import flow_roughness, identity_flow
+
+
+@pytest.fixture(scope="module")
+def recorded(golden):
+    return np.load(golden / "components" / "stadv.npz")
+
+
+def brightness_network(images):
+    """Class 0 while the left half is the brighter: pixels that move across the middle change the class."""
+    left, right = jnp.split(images.mean(axis=(1, 3)), 2, axis=1)
+    gap = 20 * (left.mean(1) - right.mean(1))
+    return jnp.stack([gap, -gap, jnp.zeros_like(gap)], axis=-1)
+
+
+def step_edge(count=1, size=8):
+    """Bright on the left, and a little beyond the middle dark."""
+    image = np.where(np.arange(size) < size // 2, 0.6, 0.5)[None, None, :, None]
+    ramp = np.linspace(0.1, -0.1, size)[None, None, :, None]
+    return jnp.asarray(np.tile(image + ramp, (count, size, 1, 3)), jnp.float32)
+
+
+def test_a_constant_flow_has_only_the_roughness_of_its_guard():
+    flow = jnp.full((2, 4, 6, 2), 0.3)
+    pairs = 2 * (3 * 6 + 4 * 5) + 2 * (4 + 6)
+    np.testing.assert_allclose(flow_roughness(flow), pairs * 1e-5, rtol=1e-4)
+
+
+def test_roughness_counts_each_pair_twice():
+    flow = jnp.zeros((1, 3, 3, 2)).at[0, 1, 1].set(jnp.array([3.0, 4.0]))
+    assert float(flow_roughness(flow)[0]) == pytest.approx(2 * 4 * 5.0, abs=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 7)])
+def test_the_identity_returns_the_image(shape):
+    images = jax.random.uniform(jax.random.key(0), (2, *shape, 3))
+    grid = jnp.broadcast_to(identity_flow(*shape), (2, *shape, 2))
+    np.testing.assert_allclose(bilinear_sample(images, grid), images, atol=2e-6)
+
+
+def test_a_bound_of_zero_returns_the_input(key):
+    images = jax.random.uniform(key, (2, 8, 8, 3))
+    adversarial = lj.attacks.create("stadv", bound=0.0, steps=3)(key, brightness_network, images, np.zeros(2, np.int32))
+    np.testing.assert_allclose(adversarial, images, atol=2e-6)
+
+
+@pytest.mark.parametrize("bound", [0.1, 0.3])
+def test_the_flow_stays_within_the_bound(key, bound):
+    """On a horizontal ramp a move by m pixels changes a pixel by m times the slope."""
+    ramp = np.tile(np.linspace(0.2, 0.8, 16, dtype=np.float32)[None, None, :, None], (1, 16, 1, 1))
+    network = lambda images: jnp.stack([10 * images[:, 8, 8, 0], jnp.full(len(images), 4.0)], axis=-1)  # noqa: E731
+    attack = lj.attacks.create("stadv", bound=bound, steps=60, step_size=0.02, smoothness=0.0)
+    adversarial = attack(key, network, ramp, np.array([0]))
+    slope = 0.6 / 15
+    change = np.abs(np.asarray(adversarial) - ramp)[0, 8, 8, 0]
+    assert change == pytest.approx(bound * 16 / 2 * slope, rel=1e-3)
+
+
+def test_a_larger_bound_is_stronger(key):
+    images, labels = step_edge(), np.array([0])
+    margins = []
+    for bound in (0.0, 0.1, 0.4):
+        adversarial = lj.attacks.create("stadv", bound=bound, steps=40, step_size=0.02)(
+            key, brightness_network, images, labels
+        )
+        margins.append(float(lj.losses.margin(brightness_network(adversarial), labels)[0]))
+    assert margins[0] < margins[1] < margins[2]
+
+
+def test_best_is_never_weaker_than_last(key):
+    images, labels = step_edge(3), np.zeros(3, np.int32)
+    parameters = dict(bound=0.4, steps=9, step_size=0.3)  # steps so long that the margin goes up and down
+    margins = {
+        keep: lj.losses.margin(
+            brightness_network(
+                lj.attacks.create("stadv", keep=keep, **parameters)(key, brightness_network, images, labels)
+            ),
+            labels,
+        )
+        for keep in ("last", "best")
+    }
+    assert np.all(np.asarray(margins["best"]) >= np.asarray(margins["last"]) - 1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+def test_constant_images_and_extreme_logits_stay_finite(key, scale):
+    images = jnp.stack([jnp.full((8, 8, 3), value) for value in (0.0, 0.5, 1.0)])
+    network = lambda images: scale * brightness_network(images)  # noqa: E731
+    adversarial = lj.attacks.create("stadv", steps=4, step_size=0.01)(key, network, images, np.array([0, 1, 2]))
+    assert np.isfinite(adversarial).all()
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1 + 1e-6
+
+
+def test_alone_as_in_a_batch(key):
+    images = jax.random.uniform(key, (3, 8, 8, 3))
+    attack = lj.attacks.create("stadv", bound=0.1, steps=5, step_size=0.01)
+    labels = np.array([0, 2, 1])  # all three predictions among them, misclassified ones too
+    together = attack(key, brightness_network, images, labels)
+    for i in range(3):
+        alone = attack(key, brightness_network, images[i : i + 1], labels[i : i + 1])
+        np.testing.assert_allclose(alone[0], together[i], atol=1e-6)
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_components_match_the_original(recorded, align):
+    prefix = f"align_corners_{align}_"
+    identity = identity_flow(32, 32, align)
+    np.testing.assert_allclose(identity, recorded[prefix + "identity_grid_xy"], atol=1e-6)
+    noisy = jnp.clip(identity + recorded["grid_noise_xy"], -1, 1)
+    grid = jnp.clip(noisy, identity - 0.05, identity + 0.05)
+    np.testing.assert_allclose(grid, recorded[prefix + "grid_xy_after_projection"], atol=1e-6)
+
+    images, grid = jnp.asarray(recorded["images"]), jnp.asarray(recorded[prefix + "grid_xy_after_projection"])
+    np.testing.assert_allclose(bilinear_sample(images, grid, align), recorded[prefix + "warped"], atol=1e-6)
+    np.testing.assert_allclose(flow_roughness(grid - identity), recorded[prefix + "smoothness"], rtol=1e-5)
+
+    def total(grid):
+        weighted = jnp.sum(bilinear_sample(images, grid, align) * recorded["loss_weights"])
+        return weighted + 0.05 * jnp.sum(flow_roughness(grid - identity))
+
+    expected = recorded[prefix + "grad_of_weighted_sum_plus_0p05_smoothness"]
+    np.testing.assert_allclose(jax.grad(total)(grid), expected, atol=5e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "step_size"), [("lagrangian_unseen", 0.001), ("perceptual_advex", 0.01)])
+def test_whole_attacks_match_the_original(recorded, network_a, key, variant, step_size):
+    images, labels = recorded["images"], recorded["labels"]
+    for steps, mean, largest in ((1, 1e-6, 1e-5), (5, 0.02, None), (20, 0.08, None)):
+        adversarial = lj.attacks.create("stadv", steps=steps, step_size=step_size)(key, network_a, images, labels)
+        expected = recorded[f"align_corners_False_{variant}_attack_adv_after_{steps}_iterations"]
+        error = np.abs(adversarial - expected)
+        # Adam's first steps are signs, so rounding grows; the error is measured against the perturbation.
+        assert error.mean() <= mean * np.abs(expected - images).mean()
+        if largest:
+            assert error.max() <= largest
+
+
+@pytest.mark.slow
+def test_robust_accuracy_is_that_of_the_original(golden, network_a, cifar10_test, key):
+    recorded = np.load(golden / "model_a_test0-127" / "stadv_official.npz")
+    images, labels = cifar10_test(128)
+    adversarial = np.asarray(lj.attacks.create("stadv", bound=0.05, steps=100)(key, network_a, images, labels))
+    robust = np.argmax(network_a(adversarial), -1) == labels
+    assert abs(robust.mean() - (1 - recorded["success"].mean())) <= 0.02
+    norms = np.sqrt(((adversarial - images) ** 2).sum((1, 2, 3)))
+    assert norms.mean() == pytest.approx(recorded["l2"].mean(), rel=0.02)
