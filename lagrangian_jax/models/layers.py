@@ -26,12 +26,9 @@ def torch_bias_uniform(fan_in: int):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolution(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
-    """`lax.conv_general_dilated`, NHWC x HWIO -> NHWC, with an input gradient that is fast in loops on a CPU.
+    """`lax.conv_general_dilated`, NHWC x HWIO -> NHWC, with gradients that XLA's CPU compiler makes fast programs of.
 
-    Inside a `while` loop XLA's CPU compiler leaves the input gradient, as JAX writes it (a kernel with its in and out
-    features swapped by the dimension numbers), to a plain loop nest: five times slower than its convolution library.
-    With the swap done on the kernel, an attack in a `fori_loop` runs as fast as one written out. Elsewhere JAX's own
-    gradient is used.
+    On other devices the gradients are JAX's own. ``benchmarks/README.md`` has the measurements.
     """
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
@@ -41,31 +38,52 @@ def _convolution_forward(x, kernel, stride, padding):
 
 
 def _convolution_backward(stride, padding, residuals, cotangent):
-    x, kernel = residuals
+    def on_cpu(x, kernel, cotangent):
+        input_gradient = _input_gradient(cotangent, kernel, x.shape, stride, padding)
+        return input_gradient, _kernel_gradient(x, cotangent, kernel.shape, stride, padding)
 
-    def plain(x, kernel):
-        return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
+    def elsewhere(x, kernel, cotangent):
+        def plain(x, kernel):
+            return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
-    def input_gradient_cpu(cotangent):
-        swapped = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-        sides = []
-        for axis in (0, 1):
-            low = kernel.shape[axis] - 1 - padding[axis][0]
-            high = x.shape[axis + 1] - 1 - (cotangent.shape[axis + 1] - 1) * stride - low + kernel.shape[axis] - 1
-            sides.append((low, high))
-        dilation = (stride, stride)
-        return lax.conv_general_dilated(
-            cotangent, swapped, (1, 1), sides, lhs_dilation=dilation, dimension_numbers=_LAYOUT
-        )
+        return jax.vjp(plain, x, kernel)[1](cotangent)
 
-    def input_gradient(cotangent):
-        return jax.vjp(lambda x: plain(x, kernel), x)[1](cotangent)[0]
-
-    (kernel_gradient,) = jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](cotangent)
-    return lax.platform_dependent(cotangent, cpu=input_gradient_cpu, default=input_gradient), kernel_gradient
+    return lax.platform_dependent(*residuals, cotangent, cpu=on_cpu, default=elsewhere)
 
 
 convolution.defvjp(_convolution_forward, _convolution_backward)
+
+
+def _input_gradient(cotangent, kernel, shape, stride, padding):
+    # Inside a `while` loop the compiler leaves the gradient as JAX writes it, with the kernel's features swapped by the
+    # dimension numbers, to a plain loop nest, five times slower than its library. So the kernel itself is swapped.
+    swapped = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    sides = []
+    for axis in (0, 1):
+        size = kernel.shape[axis]
+        low = size - 1 - padding[axis][0]
+        high = shape[axis + 1] + size - 2 - (cotangent.shape[axis + 1] - 1) * stride - low
+        sides.append((low, high))
+    return lax.conv_general_dilated(
+        cotangent, swapped, (1, 1), sides, lhs_dilation=(stride, stride), dimension_numbers=_LAYOUT
+    )
+
+
+def _kernel_gradient(x, cotangent, shape, stride, padding):
+    height, width = cotangent.shape[1:3]
+    if stride == 1 and height < 16:  # small maps: the convolution is the faster form
+        dimensions = lax.ConvDimensionNumbers((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1))
+        return lax.conv_general_dilated(x, cotangent, (1, 1), padding, dimension_numbers=dimensions)
+    # A matrix product for each place in the kernel: the compiler gives it both cores, the convolution only one.
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    flat = cotangent.reshape(-1, shape[3])
+
+    def place(row, column):
+        rows = slice(row, row + (height - 1) * stride + 1, stride)
+        columns = slice(column, column + (width - 1) * stride + 1, stride)
+        return x[:, rows, columns].reshape(-1, shape[2]).T @ flat
+
+    return jnp.stack([jnp.stack([place(row, column) for column in range(shape[1])]) for row in range(shape[0])])
 
 
 class Conv(nn.Module):

@@ -1,0 +1,62 @@
+"""Convolution and batch normalisation against JAX's own gradients and PyTorch's definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from lagrangian_jax.models.layers import BatchNorm, convolution
+
+CASES = [
+    (3, 1, 1, 8),
+    (3, 1, 1, 16),
+    (3, 2, 1, 16),
+    (1, 2, 0, 16),
+    (7, 2, 3, 19),
+    (3, 2, 1, 9),
+    (5, 1, 2, 17),
+    (11, 4, 2, 23),
+]
+
+
+@pytest.mark.parametrize(("size", "stride", "padding", "pixels"), CASES)
+def test_gradients_are_those_of_the_convolution(size, stride, padding, pixels):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, pixels, pixels + 1, 3)).astype(np.float32)
+    kernel = rng.normal(size=(size, size, 3, 4)).astype(np.float32)
+    sides = ((padding, padding), (padding, padding))
+
+    def plain(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (stride, stride), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    expected, pullback = jax.vjp(plain, x, kernel)
+    cotangent = rng.normal(size=expected.shape).astype(np.float32)
+    out, ours = jax.vjp(lambda x, kernel: convolution(x, kernel, stride, sides), x, kernel)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    for got, wanted in zip(ours(cotangent), pullback(cotangent), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-4)
+
+
+def test_batch_norm_statistics_are_pytorchs():
+    """Batch mean and biased variance normalise; the running variance takes the unbiased one, momentum 0.1 of it."""
+    x = np.random.default_rng(0).normal(2.0, 3.0, size=(2, 2, 2, 5)).astype(np.float32)
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(0), x, train=False)
+    out, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    np.testing.assert_allclose(out, (x - mean) / np.sqrt(variance + 1e-5), atol=1e-5)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * variance * 8 / 7, rtol=1e-5)
+    evaluated = layer.apply({**variables, "batch_stats": updated["batch_stats"]}, x, train=False)
+    stats = updated["batch_stats"]
+    np.testing.assert_allclose(evaluated, (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5), atol=1e-5)
+
+
+def test_batch_norm_keeps_statistics_in_float32_under_bfloat16():
+    x = (1000 + np.random.default_rng(0).normal(size=(4, 8, 8, 2))).astype(np.float32)
+    layer = BatchNorm(dtype=jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x, train=False)
+    _, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert updated["batch_stats"]["var"].dtype == jnp.float32
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
