@@ -54,7 +54,7 @@ class Checkpoints:
           ValueError: there are checkpoints, and all are damaged.
         """
         self.wait()
-        messages = []
+        messages: list[str] = []
         target = replicate(_with_raw_key(like), mesh)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target)
         for step in sorted(self._manager.all_steps(), reverse=True):

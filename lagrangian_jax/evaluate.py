@@ -8,6 +8,7 @@ configuration says which network and data set. An attack whose rows are in the w
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
@@ -75,12 +76,11 @@ def evaluate(
     from tqdm import tqdm
 
     from lagrangian_jax import data, evaluation, report
+    from lagrangian_jax.models.forward import apply
     from lagrangian_jax.train import build_network
 
     network = build_network(config, len(dataset.classes))
-    test = dataset.test
-    if not isinstance(test, data.Split):
-        test = data.resident(test, image_size=config.data.image_size, workers=config.data.workers)
+    test = data.resident(dataset.test, image_size=config.data.image_size, workers=config.data.workers)
     if config.evaluation.examples:
         test = test.take(data.hold_out(test.labels, min(config.evaluation.examples, len(test.labels)))[1])
 
@@ -95,7 +95,7 @@ def evaluate(
                 bars[name].close()
 
     result = evaluation.run(
-        lambda variables, images: network.apply(variables, images, train=False),
+        functools.partial(apply, network),
         test.images,
         test.labels,
         suite=config.evaluation.suite,

@@ -10,8 +10,7 @@ import optax
 from jax import Array
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Parameters and all that changes with them.
 
     Attributes:

@@ -23,21 +23,21 @@ SATURATION = 1.0  # the margin at which the paper's attack stops gaining (its ka
 
 
 class Metrics(NamedTuple):
-    """Sums over the global batch; divide by ``count``.
+    """Sums over the global batch; divide by ``examples``.
 
     Attributes:
       loss: of the method.
       correct: crafted images classified correctly, in the pass that is differentiated.
       perturbation_l2: l2 norms of the perturbations.
       saturated: examples whose margin on the crafted image is 1 or more.
-      count: examples.
+      examples: how many.
     """
 
     loss: Array
     correct: Array
     perturbation_l2: Array
     saturated: Array
-    count: Array
+    examples: Array
 
 
 def training_step(
@@ -107,7 +107,7 @@ def training_step(
             correct=jnp.sum(jnp.argmax(outcome.logits, axis=-1) == labels).astype(jnp.float32),
             perturbation_l2=jnp.sum(l2_norm(crafted.images - images)),
             saturated=jnp.sum(margins >= SATURATION).astype(jnp.float32),
-            count=jnp.float32(labels.shape[0]),
+            examples=jnp.float32(labels.shape[0]),
         )
         new = state.replace(
             step=state.step + 1,

@@ -21,6 +21,7 @@ from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.config import Interrupted, NotFinite
 from lagrangian_jax.data.augmentation import unit_interval
 from lagrangian_jax.data.stream import epoch_order
+from lagrangian_jax.models.forward import apply, bind
 from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.state import TrainState, initial_state
 from lagrangian_jax.step import resident_steps, streaming_step, training_step
@@ -56,8 +57,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     """
     # ---- What is trained, on what, how -----------------------------------------------------
     mesh = parallel.mesh()
-    resident = isinstance(dataset.train, data.Split)
-    examples = len(dataset.train.labels)
+    source = dataset.train
+    resident = isinstance(source, data.Split)
+    examples = len(source.labels)
     batch_size = config.train.batch_size
     if batch_size % mesh.size or batch_size > examples:
         raise ValueError(
@@ -101,12 +103,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     step = int(state.step)
 
     # ---- Data --------------------------------------------------------------------------------
-    if resident:
-        images, labels = parallel.replicate((dataset.train.images, dataset.train.labels), mesh)
+    if isinstance(source, data.Split):
+        images, labels = parallel.replicate((source.images, source.labels), mesh)
         limit = config.train.steps_per_call or (1 if jax.default_backend() == "cpu" else 50)
     else:
         batches = data.stream(
-            dataset.train,
+            source,
             batch_size=batch_size,
             seed=config.seed,
             start_step=step,
@@ -117,9 +119,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
             shard=(jax.process_index(), jax.process_count()),
         )
         limit = 1
-    held_out = dataset.validation
-    if config.data.validation and not isinstance(held_out, data.Split):
-        held_out = data.resident(held_out, image_size=size, workers=config.data.workers)
+    held_out = data.resident(dataset.validation, image_size=size, workers=config.data.workers)
 
     # ---- The loop ----------------------------------------------------------------------------
     monitor = Monitor(workdir, total_steps, step, steps_per_epoch, active=jax.process_index() == 0)
@@ -147,7 +147,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
             step += count
             place = step % steps_per_epoch
             monitor.progress(step)
-            stop = signals.received and jax.process_count() == 1  # several hosts must leave at the same step
+            stop = bool(signals.received) and jax.process_count() == 1  # several hosts must leave at the same step
 
             if place == 0 or place % config.train.log_steps == 0:
                 seen = (images[index[-1]], labels[index[-1]]) if resident else batch[:2]
@@ -254,8 +254,7 @@ def build_counter(network: nn.Module, mesh: Mesh) -> Callable[..., Array]:
     """``count(params, batch_stats, images uint8, labels)``: clean images classified correctly, over all devices."""
 
     def count(params, batch_stats, images, labels):
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits = network.apply(variables, unit_interval(images), train=False)
+        logits, _ = bind(network, params, "eval")(unit_interval(images), batch_stats)
         return jax.lax.psum(jnp.sum(jnp.argmax(logits, axis=-1) == labels), parallel.AXIS)
 
     axis = P(parallel.AXIS)
@@ -271,7 +270,7 @@ def build_validation(
 
     def count(variables, key, images, labels, index, real):
         def logits_fn(images):
-            return network.apply(variables, images, train=False)
+            return apply(network, variables, images)
 
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         images = unit_interval(images)

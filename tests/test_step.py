@@ -42,9 +42,9 @@ def test_two_steps_match_the_released_code(golden):
     images = np.zeros((8, 32, 32, 3), np.uint8)
     batch = parallel.split((images, recorded["labels"].astype(np.int32), np.arange(8, dtype=np.int32)), mesh)
     state, metrics = run(_placed(state, mesh), *batch)
-    np.testing.assert_allclose(metrics.loss / metrics.count, recorded["trainstep_loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics.loss / metrics.examples, recorded["trainstep_loss"], rtol=1e-5)
     state, metrics = run(state, *batch)
-    np.testing.assert_allclose(metrics.loss / metrics.count, recorded["trainstep2_loss_same_adv"], rtol=1e-5)
+    np.testing.assert_allclose(metrics.loss / metrics.examples, recorded["trainstep2_loss_same_adv"], rtol=1e-5)
     # The recorded weights of the first step share their memory with those of the second: both are the latter.
     linear = np.asarray(state.params["linear"]["kernel"]).T
     np.testing.assert_allclose(linear, recorded["trainstep2_linear_weight_after"], atol=1e-5)
@@ -88,7 +88,7 @@ def test_metrics_are_sums_over_the_batch():
     logits, _ = bind(network, state.params, "train")(images[:16] / np.float32(255), state.batch_stats)
     expected_loss = float(losses.cross_entropy(logits, labels[:16]).sum())
     _, metrics = resident_steps(step, mesh)(_placed(state, mesh), images, labels, np.arange(16, dtype=np.int32)[None])
-    assert metrics.count == 16
+    assert metrics.examples == 16
     np.testing.assert_allclose(metrics.loss, expected_loss, rtol=1e-5)
     assert metrics.correct == np.sum(np.argmax(logits, -1) == labels[:16])
     assert metrics.perturbation_l2 == 0
@@ -125,7 +125,7 @@ def test_memory_follows_the_index():
     """Rows written by the method land where the example's index says, whatever the order in the batch."""
 
     def craft(keys, network, batch, memory, epoch):
-        return Crafted(batch.images, network.batch_stats, memory + batch.index.astype(jnp.float32) + 1)
+        return Crafted(batch.images, network.batch_stats, memory + batch.indices.astype(jnp.float32) + 1)
 
     method = Method(craft, adversarial_cross_entropy, memory=jnp.zeros)
     _, step, state, images, labels = _tiny(method)

@@ -104,8 +104,10 @@ def _arrays(batches: Any) -> Generator[dict[str, np.ndarray], None, None]:
         batches.close()
 
 
-def resident(source: Source, *, image_size: int = 224, workers: int = 0, batch_size: int = 64) -> Split:
+def resident(source: Split | Source, *, image_size: int = 224, workers: int = 0, batch_size: int = 64) -> Split:
     """A source in memory, as its test pipeline gives it: for validation and test sets, which are read many times."""
+    if isinstance(source, Split):
+        return source
     images = np.empty((len(source), image_size, image_size, 3), np.uint8)
     for batch in stream(source, batch_size=batch_size, train=False, image_size=image_size, workers=workers):
         images[batch["index"]] = batch["images"]

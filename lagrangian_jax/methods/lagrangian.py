@@ -28,12 +28,20 @@ def lagrangian(
     Source: Lagrangian_Unseen `train_cifar.py`. The paper writes the same loss inside and outside; the code trains with
     the cross-entropy.
     """
-    options = dict(steps=steps, step_size=step_size, multiplier=multiplier, decay=decay, init_std=init_std, kappa=kappa)
 
     def craft(keys, network, batch, memory, epoch):
-        forward = network.bind(statistics)
         images, batch_stats = lagrangian_with_state(
-            keys, forward, network.batch_stats, batch.images, batch.labels, **options
+            keys,
+            network.bind(statistics),
+            network.batch_stats,
+            batch.images,
+            batch.labels,
+            steps=steps,
+            step_size=step_size,
+            multiplier=multiplier,
+            decay=decay,
+            init_std=init_std,
+            kappa=kappa,
         )
         return Crafted(images, batch_stats, memory)
 

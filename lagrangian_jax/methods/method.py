@@ -12,11 +12,11 @@ from lagrangian_jax.models.forward import bind
 
 
 class Batch(NamedTuple):
-    """A training batch: images (B, H, W, C) in [0, 1], labels (B,), and the index (B,) of each in the training set."""
+    """A training batch: images (B, H, W, C) in [0, 1], labels (B,), and the index of each in the training set, (B,)."""
 
     images: Array
     labels: Array
-    index: Array
+    indices: Array
 
 
 class Network(NamedTuple):

@@ -9,6 +9,13 @@ from jax import Array
 STATISTICS = ("train", "batch", "eval")
 
 
+def apply(network: nn.Module, variables: Any, images: Array) -> Array:
+    """Logits (B, K) in evaluation mode."""
+    logits = network.apply(variables, images, train=False)
+    assert isinstance(logits, Array)
+    return logits
+
+
 def bind(
     network: nn.Module, params: Any, statistics: str, axis_name: str | None = None
 ) -> Callable[[Array, Any], tuple[Array, Any]]:

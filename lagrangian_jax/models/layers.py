@@ -159,7 +159,6 @@ class BatchNorm(nn.Module):
 
 def normalise(images: Array, mean: Sequence[float] | None, std: Sequence[float] | None) -> Array:
     """(images - mean) / std a channel; the identity where both are None."""
-    if mean is None and std is None:
-        return images
-    mean = jnp.asarray(mean if mean is not None else 0.0, images.dtype)
-    return (images - mean) / jnp.asarray(std if std is not None else 1.0, images.dtype)
+    if mean is not None:
+        images = images - jnp.asarray(mean, images.dtype)
+    return images if std is None else images / jnp.asarray(std, images.dtype)
