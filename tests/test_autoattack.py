@@ -423,7 +423,7 @@ class TestStages:
             attack = lj.attacks.create("autoattack", norm="l2", bound=1e-3, steps=3, targets=targets, queries=3)
             attack(key, counted, images, labels)
             counts.append(len(traces))
-        assert counts[0] == counts[1]
+        assert counts[1] <= counts[0]  # the first run also traces the checks of the input
 
     def test_targets_by_rank(self):
         logits = jnp.array([[0.1, 3.0, 2.0, 1.0], [4.0, 1.0, 2.0, 3.0]])
