@@ -164,6 +164,11 @@ def _l2_update(images, bound, step_size):
     return update
 
 
+def default_step_size(bound: float, steps: int) -> float:
+    """The step size of the paper's evaluation, bound / 33 in 40 steps, for any number of steps."""
+    return bound / 33 * (40 / steps)
+
+
 def pgd_linf(
     key: Array,
     logits_fn: LogitsFn,
@@ -187,7 +192,8 @@ def pgd_linf(
       labels: (B,) integers.
       bound: radius of the linf ball, in units of images; 8/255 in Table 1, 4/255 in Table 2.
       steps: gradient evaluations.
-      step_size: ``bound / 33`` if not given, as in the paper's evaluation script.
+      step_size: if not given ``bound / 33`` for 40 steps, as in the paper's evaluation script, and in proportion for
+        other numbers: the steps together reach 1.2 times the bound.
       random_start: start uniformly in the ball; the paper starts at the image.
       keep: "last" (the paper's) or "best" iterate by the loss.
 
@@ -203,7 +209,7 @@ def pgd_linf(
     >>> print(adversarial.ravel())
     [0.4 0.4 0.4 0.4]
     """
-    step_size = bound / 33 if step_size is None else step_size
+    step_size = default_step_size(bound, steps) if step_size is None else step_size
     options: dict[str, Any] = dict(
         norm="linf", bound=bound, steps=steps, step_size=step_size, random_start=random_start, keep=keep
     )
@@ -235,7 +241,8 @@ def pgd_l2(
       labels: (B,) integers.
       bound: radius of the l2 ball over all pixels and channels, images in [0, 1]; 1.0 in Table 1, 4.0 in Table 2.
       steps: gradient evaluations.
-      step_size: ``bound / 33`` if not given, as in the paper's evaluation script.
+      step_size: if not given ``bound / 33`` for 40 steps, as in the paper's evaluation script, and in proportion for
+        other numbers: the steps together reach 1.2 times the bound.
       random_start: start uniformly in the ball (normal direction, radius b U^(1/n)); the paper starts at the image.
       keep: "last" (the paper's) or "best" iterate by the loss.
 
@@ -251,7 +258,7 @@ def pgd_l2(
     >>> print(adversarial.ravel())
     [0.4 0.4 0.4 0.4]
     """
-    step_size = bound / 33 if step_size is None else step_size
+    step_size = default_step_size(bound, steps) if step_size is None else step_size
     options: dict[str, Any] = dict(
         norm="l2", bound=bound, steps=steps, step_size=step_size, random_start=random_start, keep=keep
     )
@@ -283,7 +290,7 @@ def mpgd(
 
     Source: paper, section on Table 4; no code was released.
     """
-    step_size = bound / 33 if step_size is None else step_size
+    step_size = default_step_size(bound, steps) if step_size is None else step_size
     options: dict[str, Any] = dict(
         norm="linf", bound=bound, steps=steps, step_size=step_size, random_start=random_start, keep=keep
     )
