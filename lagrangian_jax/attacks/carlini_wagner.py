@@ -20,7 +20,8 @@ class _Search(NamedTuple):
     optimiser: Any
     live: Array  # examples still worked on
     found: Array  # fooled in this round
-    previous: Array  # loss at the last check of progress
+    lowest: Array  # lowest loss
+    previous: Array  # lowest loss at the last check of progress
     closest: Closest
 
 
@@ -58,7 +59,7 @@ def carlini_wagner(
       step_size: learning rate of Adam, in units of w.
       initial_const: first c.
       kappa: the margin by which the label must lose, in units of logits, for an image to count as found.
-      abort_early: end an example's round when in a tenth of the steps its loss has not fallen by 0.01 %.
+      abort_early: end an example's round when in a tenth of the steps its lowest loss has not fallen by 0.01 %.
 
     Returns:
       the images of smallest l2 norm found (B, H, W, C), in [0, 1]; the clean image where none was found and where it is
@@ -97,15 +98,15 @@ def carlini_wagner(
     def step(search, constant):
         gradient, (losses, adversarial, squares, fooled) = jax.grad(objective, has_aux=True)(search.shift, constant)
         fooled &= search.live
-        live, previous = search.live, search.previous
+        live, lowest, previous = search.live, jnp.minimum(search.lowest, losses), search.previous
         if abort_early:
             check = search.i % check_every == 0
-            live &= ~(check & (losses > 0.9999 * previous))
-            previous = jnp.where(check, losses, previous)
+            live &= ~(check & (lowest > 0.9999 * previous))
+            previous = jnp.where(check, lowest, previous)
         updates, optimiser = adam.update(gradient, search.optimiser)
         closest = search.closest.updated(adversarial, jnp.sqrt(squares), fooled)
         shift = search.shift + updates
-        return _Search(search.i + 1, shift, optimiser, live, search.found | fooled, previous, closest)
+        return _Search(search.i + 1, shift, optimiser, live, search.found | fooled, lowest, previous, closest)
 
     def search_round(outer, carry):
         constant, lower, upper, closest = carry
@@ -113,9 +114,8 @@ def carlini_wagner(
             constant = jnp.where(outer == search_steps - 1, upper, constant)
         shift = jnp.zeros_like(images)
         nothing = jnp.zeros(labels.shape, bool)
-        start = _Search(
-            jnp.int32(0), shift, adam.init(shift), to_attack, nothing, jnp.full_like(lower, jnp.inf), closest
-        )
+        infinite = jnp.full_like(lower, jnp.inf)
+        start = _Search(jnp.int32(0), shift, adam.init(shift), to_attack, nothing, infinite, infinite, closest)
         search = lax.while_loop(unfinished, lambda search: step(search, constant), start)
         upper = jnp.where(search.found, jnp.minimum(upper, constant), upper)
         lower = jnp.where(search.found, lower, jnp.maximum(lower, constant))
