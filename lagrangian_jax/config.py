@@ -98,14 +98,13 @@ def choose(
 
     Args:
       config: what to change.
-      options: comma-separated names, the method (if any) first.
+      options: comma-separated names, the method first; without one it is that of ``config``.
       method_values: for each method that makes sense here, the parameters that differ from its defaults.
       presets: functions that change the configuration.
     """
     names = [name for name in options.split(",") if name]
-    if names and names[0] in method_values:
-        set_method(config, names[0], **method_values[names[0]])
-        names = names[1:]
+    method = names.pop(0) if names and names[0] in method_values else config.method.name
+    set_method(config, method, **method_values[method])
     for name in names:
         if name not in presets:
             raise unknown("method or preset", name, (*method_values, *presets))

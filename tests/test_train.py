@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lagrangian_jax import config as configuration
-from lagrangian_jax import data, main, models
+from lagrangian_jax import data, evaluate, main, models
 from lagrangian_jax.config import Interrupted, NotFinite
 from lagrangian_jax.models.resnet import ResNet
 from lagrangian_jax.monitor import Monitor
@@ -178,6 +178,21 @@ def test_whole_program(tmp_path, capfd):
     clean = next(attack for attack in results["attacks"] if attack["name"] == "none")
     assert clean["correct"] == rows["correct"].sum()
     assert clean["total"] == 8
+
+    # The other door, on the weights that the run left: the same rows.
+    again = [*arguments[:-1], f"--weights={tmp_path / 'run'}", f"--workdir={tmp_path / 'again'}"]
+    assert evaluate.main(again) == 0
+    capfd.readouterr()
+    for row in (tmp_path / "run" / "evaluation").glob("*.npz"):
+        one, other = np.load(row), np.load(tmp_path / "again" / "evaluation" / row.name)
+        for column in ("index", "label", "prediction", "correct", "l2", "linf"):
+            np.testing.assert_array_equal(one[column], other[column])
+    assert evaluate.main([*again, "--suite=quik"]) == 1
+    assert "did you mean 'quick'?" in capfd.readouterr().err
+    assert evaluate.main([*arguments[:-1], f"--weights={tmp_path / 'none'}", f"--workdir={tmp_path / 'third'}"]) == 1
+    assert "no such file" in capfd.readouterr().err
+
+    arguments = [*arguments[:-1], f"--workdir={tmp_path / 'run'}"]
     before = (tmp_path / "run" / "config.json").read_text()
     code, error = _main(capfd, *arguments, "--config.seed=5")
     assert code == 1

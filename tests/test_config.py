@@ -1,0 +1,98 @@
+"""Configurations: the paper's recipe to the letter, every preset loads, fields are read by their type."""
+
+import itertools
+
+import pytest
+
+from lagrangian_jax import config as configuration
+from lagrangian_jax import data, evaluation, methods, models
+
+
+def _options(name):
+    """Every method and preset that the docstring and the table of a configuration offer."""
+    module = configuration.packaged() / f"{name}.py"
+    presets = [p for p in ("fast", "slim", "smoke") if f"def {p}(" in module.read_text()]
+    known = [m for m in methods.names() if f'"{m}": ' in module.read_text()]
+    return ["", *known, *presets, *(f"{m},{p}" for m, p in itertools.product(known, presets))]
+
+
+CONFIGS = [
+    (name, options) for name in ("cifar10", "digits", "flowers", "imagenet100") for options in _options(name)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), CONFIGS)
+def test_every_preset_names_what_exists(name, options):
+    config = configuration.load(f"{name}:{options}")
+    assert config.data.name in data.names()
+    assert config.network.name in models.names()
+    methods.create(config.method.name, **{k: v for k, v in config.method.items() if k != "name"})
+    evaluation.suites.get(config.evaluation.suite)
+    if config.evaluation.checkpoint == "best":
+        assert config.data.validation > 0
+    if "smoke" not in options:
+        assert config.train.epochs > config.train.clean_epochs
+
+
+def test_paper_recipe_for_cifar10():
+    config = configuration.load("cifar10")
+    assert config.network.to_dict() == {"name": "resnet18", "width": 64, "stem": "cifar"}
+    assert (config.train.epochs, config.train.clean_epochs, config.train.batch_size) == (100, 3, 50)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.momentum, optimizer.nesterov) == (0.1, 0.9, False)
+    assert (optimizer.weight_decay, optimizer.milestones, optimizer.factor) == (2e-4, (70, 90), 0.1)
+    assert (optimizer.schedule, optimizer.warmup) == ("step", 0.0)
+    assert config.augmentation.to_dict() == {"padding": 4, "mode": "reflect", "flip": True}
+    attack = {"steps": 5, "step_size": 0.15, "multiplier": 2.0, "decay": 0.1, "init_std": 0.01, "kappa": 1.0}
+    assert config.method.to_dict() == {"name": "lagrangian", "statistics": "train", **attack}
+    assert (config.precision, config.train.average, config.data.validation) == ("float32", 0.0, 0)
+    assert (config.evaluation.suite, config.evaluation.checkpoint) == ("cifar10_table1", "last")
+
+
+def test_paper_recipe_for_imagenet100():
+    config = configuration.load("imagenet100")
+    assert config.network.to_dict() == {"name": "resnet34", "width": 64, "stem": "imagenet"}
+    assert (config.train.epochs, config.train.clean_epochs, config.train.batch_size) == (90, 3, 128)
+    assert (config.optimizer.weight_decay, config.optimizer.milestones) == (1e-4, (30, 60, 80))
+    assert (config.method.multiplier, config.method.step_size, config.data.image_size) == (0.45, 0.25, 224)
+    assert config.evaluation.suite == "imagenet100_table2"
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("seed", "7", 7),
+        ("deterministic", "true", True),
+        ("deterministic", "False", False),
+        ("train.average", "0.99", 0.99),
+        ("train.average", "1", 1.0),
+        ("validation.bound", "8/255", 8 / 255),
+        ("optimizer.milestones", "(3, 5)", (3, 5)),
+        ("optimizer.milestones", "4", (4,)),
+        ("data.dir", "a/b", "a/b"),
+        ("method.multiplier", "1e-1", 0.1),
+    ],
+)
+def test_fields_are_read_as_the_type_they_have(field, text, value):
+    config = configuration.load("cifar10")
+    configuration.set_field(config, field, text)
+    holder = config
+    for name in field.split("."):
+        holder = holder[name]
+    assert holder == value
+    assert type(holder) is type(value)
+
+
+def test_a_method_brings_its_parameters():
+    config = configuration.load("cifar10:standard")
+    assert config.method.to_dict() == {"name": "standard"}
+    with pytest.raises(ValueError, match=r"unknown field in config\.method: 'multiplier'"):
+        configuration.set_field(config, "method.multiplier", "1")
+
+
+def test_differences_name_fields_and_both_values():
+    ours = configuration.plain(configuration.load("cifar10"))
+    theirs = configuration.plain(configuration.load("cifar10:lagrangian,slim"))
+    lines = configuration.differences(ours, theirs)
+    assert "network.width: 16 there, 64 here" in lines
+    assert configuration.differences(ours, ours) == []
