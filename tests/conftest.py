@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests. Recorded values and data live beside the checkout; their tests skip where those are absent."""
+"""Fixtures shared by the tests. Recorded values and data live beside the checkout; where absent, their tests skip."""
 
 import functools
 import os
@@ -7,6 +7,13 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+
+
+def pytest_configure(config):
+    """Compiled programs are kept between tests and runs: most of the time here is compilation."""
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
@@ -55,7 +62,7 @@ def network_a(golden):
 
 @pytest.fixture(scope="session")
 def linear_network():
-    """``linear_network(shape, classes)``: (logits_fn, weights (D, K), biases (K,)), a network whose answers are known."""
+    """``linear_network(shape, classes)``: (logits_fn, weights (D, K), biases (K,)); its answers are known."""
 
     def build(shape=(4, 4, 3), classes=3, seed=0):
         rng = np.random.default_rng(seed)

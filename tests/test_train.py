@@ -29,16 +29,6 @@ def tiny_network():
     del models.MODELS["tiny"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory):
-    """The same programs are compiled again and again here: keep them."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
 def _config(**fields):
     config = configuration.load("digits:lagrangian,smoke")
     quick = {
