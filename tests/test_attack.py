@@ -46,17 +46,17 @@ class TestCreate:
             lj.attacks.create("pgd_l3")
 
     def test_unknown_parameter(self):
-        with pytest.raises(ValueError, match=r"'pgd_linf' takes no parameter 'epsilon'\. Valid: bound, steps"):
+        with pytest.raises(ValueError, match=r"parameter of attack 'pgd_linf': 'epsilon'\. Valid: bound, steps"):
             lj.attacks.create("pgd_linf", epsilon=0.1)
         with pytest.raises(
-            ValueError, match=r"'lagrangian' takes no parameter 'multipler'; did you mean 'multiplier'\?"
+            ValueError, match=r"parameter of attack 'lagrangian': 'multipler'; did you mean 'multiplier'\?"
         ):
             lj.attacks.create("lagrangian", multipler=2.0)
         with pytest.raises(ValueError, match="Valid: none"):
             lj.attacks.create("none", bound=1.0)
 
     def test_restarts_need_a_random_part(self):
-        with pytest.raises(ValueError, match="'fgsm' takes no parameter 'restarts'"):
+        with pytest.raises(ValueError, match="parameter of attack 'fgsm': 'restarts'"):
             lj.attacks.create("fgsm", restarts=2)
         assert lj.attacks.create("lagrangian", restarts=2).survivors
 

@@ -6,7 +6,6 @@
 40
 """
 
-import difflib
 import functools
 import inspect
 import math
@@ -40,6 +39,7 @@ from lagrangian_jax.attacks.carlini_wagner import carlini_wagner
 from lagrangian_jax.attacks.lagrangian import lagrangian
 from lagrangian_jax.attacks.msd import msd
 from lagrangian_jax.attacks.perceptual import fast_lpa, lpa, ppgd
+from lagrangian_jax.names import unknown
 
 # Plain attacks: (key, logits_fn, images, labels, **parameters) -> adversarial images.
 ATTACKS: dict[str, Callable[..., Any]] = {
@@ -107,10 +107,10 @@ def create(name: str, **parameters: Any) -> Attack:
     >>> create("pgd_l3")
     Traceback (most recent call last):
     ...
-    ValueError: unknown attack 'pgd_l3'; did you mean 'pgd_l2'? Valid: fgsm, gaussian_blur, ...
+    ValueError: unknown attack 'pgd_l3'; did you mean 'pgd_l2'? Valid: apgd_ce, ...
     """
     if name not in ATTACKS and name not in STAGED:
-        raise ValueError(f"unknown attack {name!r}{nearest(name, names())} Valid: {', '.join(names())}")
+        raise unknown("attack", name, names())
     function = ATTACKS.get(name) or STAGED[name]
     defaults = _defaults(function)
     takes_restarts = name in ATTACKS and (
@@ -119,10 +119,7 @@ def create(name: str, **parameters: Any) -> Attack:
     valid = (*defaults, "restarts") if takes_restarts and "restarts" not in defaults else tuple(defaults)
     for parameter in parameters:
         if parameter not in valid:
-            raise ValueError(
-                f"attack {name!r} takes no parameter {parameter!r}{nearest(parameter, valid)} "
-                f"Valid: {', '.join(valid) or 'none'}"
-            )
+            raise unknown(f"parameter of attack {name!r}:", parameter, valid)
     values = {**defaults, **parameters}
     _check(name, values)
     if name in STAGED:
@@ -139,12 +136,6 @@ def create(name: str, **parameters: Any) -> Attack:
 
     stages = tuple(Stage(again, (np.int32(restart),)) for restart in range(restarts))
     return Attack(name, {**values, "restarts": restarts}, stages, survivors=True, keep_failures=True)
-
-
-def nearest(given: str, valid: Any) -> str:
-    """The part of an error message that names the closest valid spelling."""
-    close = difflib.get_close_matches(given, list(valid), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def _defaults(function: Callable) -> dict[str, Any]:

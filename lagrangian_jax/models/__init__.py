@@ -1,6 +1,5 @@
 """Networks: `flax.linen` modules from images to logits."""
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -10,6 +9,7 @@ import flax.linen as nn
 
 from lagrangian_jax.models.alexnet import AlexNet
 from lagrangian_jax.models.resnet import ResNet
+from lagrangian_jax.names import unknown
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": functools.partial(ResNet, stages=(2, 2, 2, 2)),
@@ -42,13 +42,11 @@ def create(name: str, **parameters: Any) -> nn.Module:
     16
     """
     if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ValueError(f"unknown network {name!r}{hint} Valid: {', '.join(names())}")
+        raise unknown("network", name, names())
     build = MODELS[name]
     cls = build.func if isinstance(build, functools.partial) else build
     valid = [p for p in inspect.signature(cls).parameters if p not in ("parent", "name", "stages", "block")]
     for parameter in parameters:
         if parameter not in valid:
-            raise ValueError(f"network {name!r} takes no parameter {parameter!r}. Valid: {', '.join(valid)}")
+            raise unknown(f"parameter of network {name!r}:", parameter, valid)
     return build(**parameters)
