@@ -13,9 +13,11 @@ Presets, after the method: ``configs/cifar10.py:lagrangian,fast``
   smoke  a few steps on a tiny network
 """
 
+from functools import partial
+
 from ml_collections import ConfigDict
 
-from lagrangian_jax.config import choose, default, evaluation_statistics
+from lagrangian_jax.config import choose, default, evaluation_statistics, smoke
 
 METHODS: dict[str, dict] = {
     "lagrangian": dict(multiplier=2.0, step_size=0.15, steps=5),
@@ -51,19 +53,12 @@ def slim(config: ConfigDict) -> None:
     config.evaluation.batch_size = 128
 
 
-def smoke(config: ConfigDict) -> None:
-    """A few steps on a tiny network, to see that everything runs; ends in seconds once the data is cached."""
-    config.network.width = 4
-    config.train.epochs = 2
-    config.train.clean_epochs = 1
-    config.train.batch_size = 128
-    config.train.steps = 4
-    config.evaluation.suite = "quick"
-    config.evaluation.examples = 64
-    config.evaluation.batch_size = 64
-
-
 def get_config(options: str = "") -> ConfigDict:
     config = default()
     config.data.validation = 0
-    return choose(config, options, METHODS, {"fast": fast, "slim": slim, "smoke": smoke})
+    return choose(
+        config,
+        options,
+        METHODS,
+        {"fast": fast, "slim": slim, "smoke": partial(smoke, batch_size=128, steps=4, examples=64)},
+    )

@@ -8,24 +8,16 @@ robust accuracy far above that of standard training, in about two minutes on 2 C
     python -m lagrangian_jax.main --config=configs/digits.py:lagrangian,smoke
 """
 
+from functools import partial
+
 from ml_collections import ConfigDict
 
-from lagrangian_jax.config import choose, default
+from lagrangian_jax.config import choose, default, smoke
 
 METHODS: dict[str, dict] = {
     "lagrangian": {},
     "standard": {},
 }
-
-
-def smoke(config: ConfigDict) -> None:
-    """A few steps on a tiny network, to see that everything runs; ends in seconds."""
-    config.network.width = 4
-    config.train.epochs = 2
-    config.train.clean_epochs = 1
-    config.train.batch_size = 128
-    config.evaluation.examples = 64
-    config.evaluation.batch_size = 64
 
 
 def get_config(options: str = "") -> ConfigDict:
@@ -44,4 +36,4 @@ def get_config(options: str = "") -> ConfigDict:
     config.train.log_steps = 5
     config.evaluation.suite = "quick"
     config.evaluation.batch_size = 180
-    return choose(config, options, METHODS, {"smoke": smoke})
+    return choose(config, options, METHODS, {"smoke": partial(smoke, batch_size=128, steps=0, examples=64)})

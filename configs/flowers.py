@@ -11,7 +11,7 @@ Presets, after the method: ``configs/flowers.py:lagrangian,slim``
 
 from ml_collections import ConfigDict
 
-from lagrangian_jax.config import choose, default
+from lagrangian_jax.config import base, choose, smoke
 
 METHODS: dict[str, dict] = {
     "lagrangian": dict(multiplier=0.45, step_size=0.25, steps=5),
@@ -30,36 +30,20 @@ def slim(config: ConfigDict) -> None:
     config.optimizer.warmup = 0.5
 
 
-def smoke(config: ConfigDict) -> None:
+def small_smoke(config: ConfigDict) -> None:
     """A few steps on small crops and a tiny network, to see that everything runs."""
     config.data.image_size = 64
     config.data.workers = 0
     config.data.validation = 32
-    config.network.width = 4
-    config.train.epochs = 2
-    config.train.clean_epochs = 1
-    config.train.batch_size = 16
-    config.train.steps = 3
-    config.train.log_steps = 1
-    config.evaluation.examples = 32
-    config.evaluation.batch_size = 32
+    smoke(config, batch_size=16, steps=3, examples=32)
 
 
 def get_config(options: str = "") -> ConfigDict:
-    config = default()
+    config = base("imagenet100")
     config.data.name = "flowers"
     config.data.validation = 256
-    config.data.image_size = 224
     config.data.workers = 2
     config.network.name = "resnet18"
-    config.network.stem = "imagenet"
-    config.optimizer.weight_decay = 1e-4
-    config.optimizer.milestones = (30, 60, 80)
-    config.train.epochs = 90
-    config.train.batch_size = 128
     config.train.log_steps = 10
-    config.validation.bound = 4.0
-    config.validation.step_size = 1.0
     config.evaluation.suite = "quick"
-    config.evaluation.batch_size = 128
-    return choose(config, options, METHODS, {"slim": slim, "smoke": smoke})
+    return choose(config, options, METHODS, {"slim": slim, "smoke": small_smoke})

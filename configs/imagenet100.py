@@ -12,7 +12,7 @@ Presets, after the method: ``configs/imagenet100.py:lagrangian,fast``
 
 from ml_collections import ConfigDict
 
-from lagrangian_jax.config import choose, default, evaluation_statistics
+from lagrangian_jax.config import choose, default, evaluation_statistics, smoke
 
 METHODS: dict[str, dict] = {
     "lagrangian": dict(multiplier=0.45, step_size=0.25, steps=5),
@@ -32,19 +32,11 @@ def fast(config: ConfigDict) -> None:
     evaluation_statistics(config)
 
 
-def smoke(config: ConfigDict) -> None:
+def small_smoke(config: ConfigDict) -> None:
     """A few steps on small crops and a tiny network, to see that everything runs."""
     config.data.image_size = 64
     config.data.workers = 0
-    config.network.width = 4
-    config.train.epochs = 2
-    config.train.clean_epochs = 1
-    config.train.batch_size = 16
-    config.train.steps = 3
-    config.train.log_steps = 1
-    config.evaluation.suite = "quick"
-    config.evaluation.examples = 32
-    config.evaluation.batch_size = 32
+    smoke(config, batch_size=16, steps=3, examples=32)
 
 
 def get_config(options: str = "") -> ConfigDict:
@@ -63,4 +55,4 @@ def get_config(options: str = "") -> ConfigDict:
     config.validation.step_size = 1.0
     config.evaluation.suite = "imagenet100_table2"
     config.evaluation.batch_size = 128
-    return choose(config, options, METHODS, {"fast": fast, "smoke": smoke})
+    return choose(config, options, METHODS, {"fast": fast, "smoke": small_smoke})

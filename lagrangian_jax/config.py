@@ -112,6 +112,26 @@ def choose(
     return config
 
 
+def base(name: str) -> ConfigDict:
+    """A packaged configuration for another to start from."""
+    config = load(name)
+    config.unlock()
+    return config
+
+
+def smoke(config: ConfigDict, batch_size: int, steps: int, examples: int) -> None:
+    """Shrinks any configuration to a few steps on a tiny network and a few test images, to see that everything runs."""
+    config.network.width = 4
+    config.train.epochs = 2
+    config.train.clean_epochs = 1
+    config.train.batch_size = batch_size
+    config.train.steps = steps
+    config.train.log_steps = 2
+    config.evaluation.suite = "quick"
+    config.evaluation.examples = examples
+    config.evaluation.batch_size = examples
+
+
 def evaluation_statistics(config: ConfigDict) -> None:
     """Running averages in the attack, for methods whose original uses the statistics of the batch."""
     if "statistics" in config.method:

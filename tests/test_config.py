@@ -11,7 +11,7 @@ from lagrangian_jax import data, evaluation, methods, models
 def _options(name):
     """Every method and preset that the docstring and the table of a configuration offer."""
     module = configuration.packaged() / f"{name}.py"
-    presets = [p for p in ("fast", "slim", "smoke") if f"def {p}(" in module.read_text()]
+    presets = [p for p in ("fast", "slim", "smoke") if f'"{p}": ' in module.read_text()]
     known = [m for m in methods.names() if f'"{m}": ' in module.read_text()]
     return ["", *known, *presets, *(f"{m},{p}" for m, p in itertools.product(known, presets))]
 
