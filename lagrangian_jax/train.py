@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import pathlib
 import signal
 import time
@@ -66,7 +67,15 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
             f"train.batch_size: expected a multiple of the {mesh.size} devices and at most the {examples} training "
             f"images; got {batch_size}"
         )
-    steps_per_epoch = config.train.steps or examples // batch_size
+    whole = examples // batch_size
+    if not 0 <= config.train.steps <= whole:
+        raise ValueError(f"train.steps: expected 0 to {whole} batches of {batch_size}; got {config.train.steps}")
+    chosen = config.evaluation.checkpoint
+    if chosen not in ("last", "best"):
+        raise ValueError(f"evaluation.checkpoint: expected 'last' or 'best'; got {chosen!r}")
+    if chosen == "best" and not (config.data.validation and config.train.epochs > config.train.clean_epochs):
+        raise ValueError("evaluation.checkpoint: 'best' needs data.validation > 0 and an epoch after the clean ones")
+    steps_per_epoch = config.train.steps or whole
     total_steps = config.train.epochs * steps_per_epoch
     clean_steps = config.train.clean_epochs * steps_per_epoch
     network = build_network(config, len(dataset.classes))
@@ -128,7 +137,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     window, started = Window(position["window"]), time.perf_counter() - position["seconds"]
     every_checkpoint = config.train.checkpoint_steps or steps_per_epoch
     stop = False
-    with _Signals() as signals:
+    with contextlib.ExitStack() as stack:
+        stack.callback(monitor.close)
+        if not resident:
+            stack.callback(batches.close)
+        signals = stack.enter_context(_Signals())
         while step < total_steps and not stop:
             # As many steps as the next line of metrics, checkpoint or epoch allows, in one call.
             place = step % steps_per_epoch
@@ -171,19 +184,17 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
                 monitor.validation(step, {**accuracies, "best": better})
             if saves:
                 last.save(state, position)
-    last.wait()
-    monitor.close()
+                window.restart_clock()
+        last.wait()
     if step < total_steps:
         raise Interrupted(f"stopped at step {step} of {total_steps}; the same command goes on from there")
 
     # ---- What to evaluate --------------------------------------------------------------------
     selected: dict[str, Any] = {"checkpoint": "last", "step": step, "epoch": step / steps_per_epoch}
-    if config.evaluation.checkpoint == "best":
+    if chosen == "best":
         found = best.restore(state, mesh)
-        if found is None or not position["best"]:
-            raise ValueError(
-                "evaluation.checkpoint: 'best' needs data.validation > 0 and an epoch after the clean ones"
-            )
+        if found is None:
+            raise ValueError(f"{workdir / 'checkpoints' / 'best'} holds no checkpoint any more")
         state, selected = found[0], {"checkpoint": "best", **position["best"]}
     last.close()
     best.close()
@@ -316,6 +327,10 @@ class Window:
     def sums(self) -> list[float]:
         """What a checkpoint keeps, so that the line after it covers the steps before it too."""
         return self._sums.tolist()
+
+    def restart_clock(self) -> None:
+        """Leaves validation and checkpoints out of the images a second."""
+        self._since = time.perf_counter()
 
     def flush(self) -> dict[str, float]:
         self.check()

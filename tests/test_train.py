@@ -224,12 +224,16 @@ def test_wrong_usage_is_one_line(capfd, tmp_path, arguments, expected):
         ("network.name=resnet19", "unknown network 'resnet19'; did you mean 'resnet18'?"),
         ("data.name=digit", "did you mean 'digits'?"),
         ("data.validation=99999", "validation"),
+        ("train.steps=12", "train.steps: expected 0 to 10 batches of 128; got 12"),
+        ("evaluation.checkpoint=bets", "evaluation.checkpoint: expected 'last' or 'best'; got 'bets'"),
+        ("train.clean_epochs=2 --config.evaluation.checkpoint=best", "'best' needs data.validation > 0 and an epoch"),
         ("precision=float16", "precision: expected float32 or bfloat16; got 'float16'"),
         ("train.batch_size=99999", "train.batch_size: expected a multiple of the 1 devices"),
     ],
 )
 def test_wrong_values_are_one_line(capfd, tmp_path, field, expected):
-    code, error = _main(capfd, "--config=digits:smoke", f"--config.{field}", f"--workdir={tmp_path / 'run'}")
+    fields = f"--config.{field}".split()
+    code, error = _main(capfd, "--config=digits:smoke", *fields, f"--workdir={tmp_path / 'run'}")
     assert code == 1
     assert expected in error
     assert "Traceback" not in error
