@@ -22,6 +22,10 @@ from lagrangian_jax.config import choose, default, evaluation_statistics, smoke
 METHODS: dict[str, dict] = {
     "lagrangian": dict(multiplier=2.0, step_size=0.15, steps=5),
     "standard": {},
+    "pgd_linf": {},
+    "pgd_l2": {},
+    "trades": {},
+    "mart": {},
 }
 
 

@@ -17,6 +17,10 @@ from lagrangian_jax.config import choose, default, smoke
 METHODS: dict[str, dict] = {
     "lagrangian": {},
     "standard": {},
+    "pgd_linf": {},
+    "pgd_l2": {},
+    "trades": {},
+    "mart": {},
 }
 
 

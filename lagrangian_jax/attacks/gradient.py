@@ -106,6 +106,7 @@ def pgd(
     steps: int,
     step_size: float | Array,
     random_start: bool = False,
+    start: Array | None = None,
     keep: str = "last",
     direction: Callable[[Array], Array] = jnp.sign,
     loss: Callable[[Array, Array], Array] = cross_entropy,
@@ -123,6 +124,7 @@ def pgd(
       steps: number of gradient evaluations.
       step_size: a number or (B,), as ``bound``.
       random_start: start uniformly in the ball, else at the image.
+      start: the first perturbation, if it is neither of those.
       keep: "last" or "best", by the loss.
       direction: linf only: maps the gradient to the step; `jnp.sign` for PGD.
       loss: ``(logits, labels) -> (B,)``.
@@ -136,7 +138,8 @@ def pgd(
     else:
         start_in_ball, update = l2_start, _l2_update(images, bound, step_size)
     keys = example_keys(keys, images.shape[0])
-    start = start_in_ball(keys, images, bound) if random_start else jnp.zeros_like(images)
+    if start is None:
+        start = start_in_ball(keys, images, bound) if random_start else jnp.zeros_like(images)
 
     def objective(perturbation, state, i):
         logits, state = forward(images + perturbation, state)

@@ -6,12 +6,18 @@ from typing import Any
 
 from lagrangian_jax.methods.lagrangian import lagrangian
 from lagrangian_jax.methods.method import Batch, Crafted, Method, Network, Outcome
+from lagrangian_jax.methods.pgd import pgd_l2, pgd_linf
 from lagrangian_jax.methods.standard import standard
+from lagrangian_jax.methods.trades import mart, trades
 from lagrangian_jax.names import unknown
 
 METHODS: dict[str, Callable[..., Method]] = {
     "standard": standard,
     "lagrangian": lagrangian,
+    "pgd_linf": pgd_linf,
+    "pgd_l2": pgd_l2,
+    "trades": trades,
+    "mart": mart,
 }
 
 __all__ = ["METHODS", "Batch", "Crafted", "Method", "Network", "Outcome", "create", "names", "parameters"]

@@ -1,0 +1,53 @@
+"""Adversarial training with PGD (Madry et al. 2018), in the linf and in the l2 ball."""
+
+from lagrangian_jax.attacks.gradient import pgd
+from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy
+
+
+def pgd_linf(
+    *,
+    bound: float = 10 / 255,
+    steps: int = 10,
+    step_size: float = 2.5 / 255,
+    random_start: bool = True,
+    statistics: str = "train",
+) -> Method:
+    """Training on PGD images in the linf ball.
+
+    Args:
+      bound: 10/255 is the paper's for CIFAR-10.
+      steps, step_size, random_start: not in the paper; 10 steps of a quarter of the bound.
+      statistics: batch normalisation in the attack; "train" is the style of the paper's code and of robust_overfitting.
+    """
+    return _method("linf", bound, steps, step_size, random_start, statistics)
+
+
+def pgd_l2(
+    *,
+    bound: float = 1.3,
+    steps: int = 10,
+    step_size: float = 0.325,
+    random_start: bool = True,
+    statistics: str = "train",
+) -> Method:
+    """Training on PGD images in the l2 ball; 1.3 is the paper's bound for CIFAR-10, see `pgd_linf` for the rest."""
+    return _method("l2", bound, steps, step_size, random_start, statistics)
+
+
+def _method(norm, bound, steps, step_size, random_start, statistics) -> Method:
+    def craft(keys, network, batch, memory, epoch):
+        images, batch_stats = pgd(
+            keys,
+            network.bind(statistics),
+            network.batch_stats,
+            batch.images,
+            batch.labels,
+            norm=norm,
+            bound=bound,
+            steps=steps,
+            step_size=step_size,
+            random_start=random_start,
+        )
+        return Crafted(images, batch_stats, memory)
+
+    return Method(craft, adversarial_cross_entropy)
