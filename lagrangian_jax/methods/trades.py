@@ -16,7 +16,7 @@ def trades_loss(clean: Array, adversarial: Array, labels: Array, beta: float) ->
 
 
 def mart_loss(clean: Array, adversarial: Array, labels: Array, beta: float) -> Array:
-    """BCE(adversarial) + beta KL(clean || adversarial) (1 - p_y(clean)), an example, (B,); with the original's guards."""
+    """BCE(adversarial) + beta KL(clean || adversarial) (1 - p_y(clean)), an example, (B,); guards as published."""
     p, q = jax.nn.softmax(clean), jax.nn.softmax(adversarial)
     divergence = jnp.sum(p * (jax.nn.log_softmax(clean) - jnp.log(q + 1e-12)), axis=-1)
     return boosted_cross_entropy(adversarial, labels) + beta * divergence * (1.0000001 - label_logit(p, labels))
