@@ -17,7 +17,7 @@ def _options(name):
 
 
 CONFIGS = [
-    (name, options) for name in ("cifar10", "digits", "flowers", "imagenet100") for options in _options(name)
+    (name, options) for name in ("alexnet_cifar", "cifar10", "digits", "flowers", "imagenet100") for options in _options(name)
 ]  # fmt: skip
 
 
