@@ -16,9 +16,8 @@ def _options(name):
     return ["", *known, *presets, *(f"{m},{p}" for m, p in itertools.product(known, presets))]
 
 
-CONFIGS = [
-    (name, options) for name in ("alexnet_cifar", "cifar10", "digits", "flowers", "imagenet100") for options in _options(name)
-]  # fmt: skip
+NAMES = ("alexnet_cifar", "cifar10", "digits", "flowers", "imagenet100")
+CONFIGS = [(name, options) for name in NAMES for options in _options(name)]
 
 
 @pytest.mark.parametrize(("name", "options"), CONFIGS)
