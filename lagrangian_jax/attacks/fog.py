@@ -61,13 +61,10 @@ def fog(
     step_size = bound / steps**0.5 if step_size is None else step_size
     side = 2 ** max(height, width).bit_length()
     top, left = (side - height) // 2, (side - width) // 2
-    pixels = 255 * images
-    scale = jnp.max(pixels, axis=(1, 2), keepdims=True) + bound
-    scale = 255 * jnp.where(scale > 0, scale, 1.0)
 
     def generate(variables):
-        haze = normalise(plasma(variables, side), batch_normalise)[:, top : top + height, left : left + width, None]
-        return clamp((pixels + bound * haze) * (255 * 255 / scale), 0.0, 255.0) / 255
+        haze = normalise(plasma(variables, side), batch_normalise)
+        return blend(images, haze[:, top : top + height, left : left + width], bound)
 
     def project(i, variables):
         return jnp.clip(variables, 0.0, 1.0)
@@ -114,3 +111,11 @@ def normalise(plasma: Array, over_batch: bool) -> Array:
     raised = plasma - jnp.min(plasma, axis=axes, keepdims=True)
     largest = jnp.max(raised, axis=axes, keepdims=True)
     return raised / jnp.where(largest > 0, largest, 1.0)
+
+
+def blend(images: Array, haze: Array, bound: float) -> Array:
+    """Images (B, H, W, C) in haze (B, H, W) of strength ``bound``, in pixel values of 255; in [0, 1]."""
+    pixels = 255 * images
+    brightest = jnp.max(pixels, axis=(1, 2), keepdims=True) + bound
+    mixed = (pixels + bound * haze[..., None]) / jnp.where(brightest > 0, brightest, 1.0)
+    return clamp(mixed, 0.0, 1.0)
