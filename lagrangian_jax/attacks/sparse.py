@@ -43,9 +43,9 @@ def pgd_l0(
 
     Source: Lagrangian_Unseen `eval_attacks/PGD0.py`, after Croce and Hein 2019. Deviations: the original attacks every
     example in every run and a later success overwrites an earlier one, so its images may change more pixels than these
-    (the accuracy is the same); its noise of 1e-12 against ties is below the resolution of float32 and left out; the
-    cross-entropy is summed over the batch, not averaged, so its guard of 1e-10 in the l1 norm does not depend on the
-    batch.
+    (the accuracy is the same); of pixels tied with the k-th it keeps all, after noise of 1e-12 (it computes in
+    float64) that makes ties unlikely, here no more than k pixels change; the cross-entropy is summed over the batch,
+    not averaged, so its guard of 1e-10 in the l1 norm does not depend on the batch.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)), 7.2 - images.sum((1, 2, 3))], axis=-1)
@@ -84,7 +84,7 @@ def project_l0(perturbation: Array, images: Array, pixels: int | Array, most: in
     r"""The nearest perturbation that changes ``pixels`` pixels and keeps the image in [0, 1].
 
     Keeping a pixel clipped to the box, in place of zeroing it, gains :math:`\|d\|^2 - \|d - \mathrm{clip}(d)\|^2`; the
-    pixels with the largest gains stay. All pixels tied with the last of them stay too.
+    pixels with the largest gains stay; of equal ones the first.
 
     Args:
       perturbation: (B, H, W, C).
@@ -95,9 +95,11 @@ def project_l0(perturbation: Array, images: Array, pixels: int | Array, most: in
     clipped = jnp.clip(perturbation, -images, 1 - images)
     gain = jnp.sum(jnp.square(perturbation) - jnp.square(perturbation - clipped), axis=-1)
     flat = gain.reshape(gain.shape[0], -1)
-    largest = lax.top_k(flat, min(most, flat.shape[1]))[0]
-    threshold = jnp.take(largest, jnp.minimum(pixels, largest.shape[1]) - 1, axis=1)
-    return clipped * (gain >= expand(threshold, gain))[..., None]
+    most = min(most, flat.shape[1])
+    largest = lax.top_k(flat, most)[1]
+    chosen = jnp.arange(most) < pixels
+    keep = jax.vmap(lambda index: jnp.zeros(flat.shape[1], bool).at[index].set(chosen))(largest)
+    return clipped * keep.reshape(gain.shape)[..., None]
 
 
 def corner_search(

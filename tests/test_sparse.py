@@ -1,0 +1,199 @@
+"""PGD0 and CornerSearch: pixels counted, answers known for linear networks, and the recorded values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lagrangian_jax as lj
+from lagrangian_jax.attacks.attack import example_keys, execute
+from lagrangian_jax.attacks.sparse import project_l0
+
+
+def changed_pixels(adversarial, images):
+    return np.any(np.asarray(adversarial) != np.asarray(images), axis=-1).sum((1, 2))
+
+
+def sum_network(needed):
+    """On grey images of 0.5: class 0 until the sum over all numbers falls by more than ``needed``."""
+
+    def logits_fn(images):
+        fall = jnp.sum(0.5 - images, axis=(1, 2, 3))
+        return jnp.stack([needed - fall, fall - needed], axis=-1)
+
+    return logits_fn
+
+
+GREY = np.full((1, 4, 4, 3), 0.5, np.float32)
+
+
+def test_projection_keeps_the_pixels_that_gain_most():
+    images = jnp.full((1, 1, 4, 1), 0.5)
+    perturbation = jnp.array([[0.2, -3.0, 0.45, 0.3]]).reshape(1, 1, 4, 1)
+    # Clipped to [-0.5, 0.5]; the gains are 0.04, 9 - 6.25, 0.2025 and 0.09.
+    for pixels, expected in ((1, [0, -0.5, 0, 0]), (2, [0, -0.5, 0.45, 0]), (4, [0.2, -0.5, 0.45, 0.3])):
+        projected = project_l0(perturbation, images, pixels, 4)
+        np.testing.assert_allclose(projected.ravel(), expected, atol=1e-7)
+
+
+def test_projection_is_the_nearest_point():
+    """Against all choices of pixels."""
+    images = jax.random.uniform(jax.random.key(0), (1, 1, 5, 3))
+    perturbation = jax.random.normal(jax.random.key(1), (1, 1, 5, 3))
+    projected = project_l0(perturbation, images, 2, 2)
+    clipped = jnp.clip(perturbation, -images, 1 - images)
+    distances = []
+    for first in range(5):
+        for second in range(first):
+            keep = np.zeros((1, 1, 5, 1))
+            keep[..., [first, second], :] = 1
+            distances.append(float(jnp.sum(jnp.square(perturbation - clipped * keep))))
+    assert float(jnp.sum(jnp.square(perturbation - projected))) == pytest.approx(min(distances), rel=1e-6)
+
+
+def test_projection_is_idempotent_and_breaks_ties():
+    images = jax.random.uniform(jax.random.key(0), (3, 6, 6, 3))
+    perturbation = jax.random.normal(jax.random.key(1), images.shape)
+    once = project_l0(perturbation, images, jnp.int32(5), 9)
+    assert np.all(np.any(np.asarray(once) != 0, axis=-1).sum((1, 2)) == 5)
+    np.testing.assert_array_equal(project_l0(once, images, 5, 9), once)
+    tied = jnp.full((1, 2, 2, 1), 0.1)
+    assert int(jnp.sum(project_l0(tied, jnp.full((1, 2, 2, 1), 0.5), 1, 1) != 0)) == 1
+
+
+def test_projection_matches_the_original(golden):
+    recorded = np.load(golden / "components" / "pgd0_projection.npz")
+    for pixels in (1, 5, 10):
+        projected = project_l0(jnp.asarray(recorded["delta"]), jnp.asarray(recorded["images"]), pixels, 10)
+        np.testing.assert_allclose(projected, recorded[f"delta_projected_k{pixels}"], atol=1e-6)
+
+
+def test_pgd_l0_finds_the_fewest_pixels(key):
+    """A pixel changes the sum by 1.5 at most, so a fall of 4 takes three."""
+    adversarial = lj.attacks.create("pgd_l0", max_pixels=4, restarts=2)(key, sum_network(4.0), GREY, np.array([0]))
+    assert changed_pixels(adversarial, GREY).tolist() == [3]
+    assert float(sum_network(4.0)(adversarial)[0, 0]) < 0
+
+
+def test_pgd_l0_returns_the_clean_image_when_it_fails(key):
+    attack = lj.attacks.create("pgd_l0", pixels=2, restarts=2)
+    np.testing.assert_array_equal(attack(key, sum_network(4.0), GREY, np.array([0])), GREY)
+
+
+def test_pgd_l0_runs_on_survivors_with_one_program(key):
+    attack = lj.attacks.create("pgd_l0", max_pixels=3, restarts=2)
+    assert len(attack.stages) == 6
+    assert len({stage.function for stage in attack.stages}) == 1
+    images = np.concatenate([GREY, np.zeros_like(GREY), GREY])
+    logits_fn, labels = sum_network(4.0), np.array([0, 0, 1], np.int32)
+    sizes = []
+
+    def run(function, keys, images, labels, *arguments):
+        adversarial = function(keys, logits_fn, images, labels, *arguments)
+        return adversarial, jnp.argmax(logits_fn(adversarial), -1)
+
+    def predict(images):
+        sizes.append(len(images))
+        return jnp.argmax(logits_fn(images), -1)
+
+    result = execute(attack, jax.jit(run, static_argnums=0), predict, example_keys(key, 3), images, labels)
+    # The black image and the last one are misclassified from the start; the first falls to three pixels.
+    assert result.attacked == (1, 1, 1, 1, 1, 0)
+    np.testing.assert_array_equal(result.adversarial[1:], images[1:])
+    assert changed_pixels(result.adversarial, images).tolist() == [3, 0, 0]
+
+
+def test_pgd_l0_under_jit_equals_outside(key):
+    attack = lj.attacks.create("pgd_l0", max_pixels=2, restarts=1)
+    images = np.array(jax.random.uniform(key, (3, 4, 4, 3)))
+    logits_fn, labels = sum_network(0.5), np.asarray(jnp.argmax(sum_network(0.5)(images), -1))
+    inside = jax.jit(lambda key, images, labels: attack(key, logits_fn, images, labels))(key, images, labels)
+    np.testing.assert_allclose(inside, attack(key, logits_fn, images, labels), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pgd_l0", "corner_search"])
+def test_constant_images_and_zero_gradients_stay_finite(key, name):
+    images = np.stack([np.full((4, 4, 3), value, np.float32) for value in (0.0, 0.5, 1.0)])
+    parameters = dict(restarts=1, max_pixels=1) if name == "pgd_l0" else dict(pixels=2, iterations=20, candidates=10)
+    for scale in (0.0, 1e6):
+        network = lambda images, scale=scale: scale * sum_network(0.1)(images)  # noqa: E731
+        adversarial = np.asarray(lj.attacks.create(name, **parameters)(key, network, images, np.array([0, 0, 0])))
+        assert np.isfinite(adversarial).all()
+        assert adversarial.min() >= 0
+        assert adversarial.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["pgd_l0", "corner_search"])
+def test_alone_as_in_a_batch(key, name):
+    images = np.array(jax.random.uniform(key, (3, 4, 4, 3)))
+    parameters = dict(restarts=1, max_pixels=2) if name == "pgd_l0" else dict(pixels=3, iterations=50)
+    attack, logits_fn = lj.attacks.create(name, **parameters), sum_network(2.0)
+    labels = np.asarray(jnp.argmax(logits_fn(images), -1))
+    keys = example_keys(key, 3)
+    together = attack(keys, logits_fn, images, labels)
+    for i in range(3):
+        alone = attack(keys[i : i + 1], logits_fn, images[i : i + 1], labels[i : i + 1])
+        np.testing.assert_allclose(alone[0], together[i], atol=1e-6)
+
+
+def test_corner_search_takes_the_first_single_pixel(key):
+    adversarial = lj.attacks.create("corner_search")(key, sum_network(1.4), GREY, np.array([0]))
+    expected = GREY.copy()
+    expected[0, 0, 0] = 0  # only the black corner falls by 1.5, and the first pixel is tried first
+    np.testing.assert_array_equal(adversarial, expected)
+
+
+def test_corner_search_combines_pixels_up_to_the_number_given(key):
+    logits_fn, label = sum_network(2.9), np.array([0])
+    parameters = dict(iterations=300, candidates=16)
+    for pixels, expected in ((1, 0), (2, 2), (4, 2)):
+        attack = lj.attacks.create("corner_search", pixels=pixels, **parameters)
+        assert changed_pixels(attack(key, logits_fn, GREY, label), GREY).tolist() == [expected]
+
+
+def test_corner_search_does_not_depend_on_its_batch_size(key):
+    results = [
+        lj.attacks.create("corner_search", pixels=3, iterations=100, candidates=40, batch_size=size)(
+            key, sum_network(3.5), GREY, np.array([0])
+        )
+        for size in (7, 64)
+    ]
+    np.testing.assert_array_equal(*results)
+    assert changed_pixels(results[0], GREY).tolist() == [3]
+
+
+def test_corner_search_leaves_misclassified_examples(key):
+    images = np.zeros_like(GREY)
+    np.testing.assert_array_equal(
+        lj.attacks.create("corner_search")(key, sum_network(1.4), images, np.array([0])), images
+    )
+
+
+def test_bad_parameters_are_refused():
+    with pytest.raises(ValueError, match="pixels must be an integer, 1 or larger; got 0"):
+        lj.attacks.create("pgd_l0", pixels=0)
+    with pytest.raises(ValueError, match="candidates must be"):
+        lj.attacks.create("corner_search", candidates=2.5)
+
+
+@pytest.mark.slow
+def test_robust_accuracy_at_ten_pixels_is_that_of_the_original(golden, network_a, cifar10_test, key):
+    recorded = np.load(golden / "model_a_test0-127" / "pgd0_k10.npz")
+    images, labels = cifar10_test(64)
+    adversarial = np.asarray(lj.attacks.create("pgd_l0", pixels=10)(key, network_a, images, labels))
+    assert changed_pixels(adversarial, images).max() <= 10
+    robust = np.argmax(network_a(adversarial), -1) == labels
+    # Random starts, 64 images: two of them either way.
+    assert abs(robust.mean() - (1 - recorded["success"][:64].mean())) <= 2 / 64 + 1e-6
+
+
+@pytest.mark.slow
+def test_corner_search_on_a_network(network_a, cifar10_test, key):
+    images, labels = cifar10_test(8)
+    attack = lj.attacks.create("corner_search", pixels=3, iterations=256, candidates=100)
+    adversarial = np.asarray(attack(key, network_a, images, labels))
+    fooled = np.argmax(network_a(adversarial), -1) != labels
+    changed = changed_pixels(adversarial, images)
+    assert changed.max() <= 3
+    assert fooled.sum() >= (np.argmax(network_a(images), -1) != labels).sum()
+    assert np.all(changed[~fooled] == 0)
