@@ -1,8 +1,8 @@
 """Evaluation: suites of attacks, run on all examples and all devices, resumable, with exact counts.
 
 >>> import lagrangian_jax as lj
->>> lj.evaluation.suites.names()
-('quick', 'cifar10_table1', 'imagenet100_table2', 'autoattack_linf', 'autoattack_l2')
+>>> [row.name for row in lj.evaluation.suites.get("autoattack_l2")]
+['none', 'autoattack_l2']
 """
 
 from lagrangian_jax.evaluation import suites

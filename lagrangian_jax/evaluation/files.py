@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lagrangian_jax.evaluation.result import plain
 
-VERSION = 1
+VERSION = 1  # of the files
 
 
 class Damaged(Exception):
@@ -50,8 +50,6 @@ def read(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         about = json.loads(str(arrays.pop("about")))
     except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, NotImplementedError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error
-    if about.get("version") != VERSION:
-        raise Damaged(f"version {about.get('version')}, expected {VERSION}")
     return arrays, about
 
 

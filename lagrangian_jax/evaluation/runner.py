@@ -28,6 +28,8 @@ from lagrangian_jax.evaluation.suites import Row
 from lagrangian_jax.evaluation.work import Progress, Work
 from lagrangian_jax.parallel import AXIS
 
+_IMPLEMENTATION = "threefry2x32"
+
 
 def run(
     logits_fn: Callable[..., Array],
@@ -153,12 +155,17 @@ def _size(weights: tuple[Any, ...]) -> int:
 
 def _key(key: Array | int) -> Array:
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        return jax.random.key(int(key))
-    if isinstance(key, jax.Array) and _is_key(key) and key.ndim == 0:
-        return key
-    if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:
-        return jax.random.wrap_key_data(key)  # jax.random.PRNGKey
-    raise ValueError(f"key: expected a seed or one key of jax.random.key, got {key!r}")
+        return jax.random.key(int(key), impl=_IMPLEMENTATION)
+    if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,):
+        return jax.random.wrap_key_data(key, impl=_IMPLEMENTATION)  # jax.random.PRNGKey
+    if not isinstance(key, jax.Array) or not _is_key(key) or key.ndim:
+        raise ValueError(f"key: expected a seed or one key of jax.random.key, got {key!r}")
+    if str(jax.random.key_impl(key)) != _IMPLEMENTATION:
+        raise ValueError(
+            f"key: expected a seed or a {_IMPLEMENTATION} key; those of {jax.random.key_impl(key)} give an "
+            "example other random numbers in another batch"
+        )
+    return key
 
 
 def _seed(key: Array) -> int:

@@ -56,7 +56,9 @@ class Work:
             "costs": np.zeros(3 + len(attack.stages)),
             "seconds": np.zeros(2),  # running, compiling
         }
-        if not self._load(self._path):
+        if self._load(self._path):
+            self._drop_unfinished()
+        else:
             self._load(self._unfinished)
 
     @property
@@ -89,8 +91,7 @@ class Work:
                 saved = time.perf_counter()
         self._warn(sizes[-1])
         self._save(self._path)
-        if self._unfinished is not None and jax.process_index() == 0:
-            self._unfinished.unlink(missing_ok=True)
+        self._drop_unfinished()
         if progress is not None:
             progress(self.row.name, self.examples.count, self.examples.count)
 
@@ -197,6 +198,10 @@ class Work:
         if path is not None and jax.process_index() == 0:
             files.write(path, self._state | self.rows(), {"fingerprint": self.fingerprint, "notes": self.notes})
 
+    def _drop_unfinished(self) -> None:
+        if self._unfinished is not None and jax.process_index() == 0:
+            self._unfinished.unlink(missing_ok=True)
+
     def _load(self, path: Path | None) -> bool:
         if path is None:
             return False
@@ -206,7 +211,7 @@ class Work:
             return False
         try:
             arrays, about = files.read(content)
-            arrays = self._checked(arrays, path, about["fingerprint"])
+            arrays = self._checked(arrays, path, about)
         except (files.Damaged, KeyError) as error:
             self.notes.append(f"{path.name} was damaged and was computed again ({error})")
             warnings.warn(f"{path} is damaged and is computed again ({error})", stacklevel=5)
@@ -217,8 +222,9 @@ class Work:
         self.notes += about["notes"]
         return True
 
-    def _checked(self, arrays: dict[str, np.ndarray], path: Path, fingerprint: Any) -> dict[str, np.ndarray]:
-        differ = files.differences(fingerprint, self.fingerprint)
+    def _checked(self, arrays: dict[str, np.ndarray], path: Path, about: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        differ = files.differences(about["fingerprint"], self.fingerprint)
+        differ += files.differences(about["version"], files.VERSION, "version of the file")
         if differ:
             raise ValueError(
                 f"{path} belongs to another evaluation: {'; '.join(differ)}. Nothing was overwritten; choose another "
