@@ -207,3 +207,22 @@ def test_autoattack_is_checked_first(examples):
     saturated = run((1e4 * weights, images[:6], labels[:6]), rows)
     assert any("saturated" in failure for failure in saturated.failures)
     assert len(saturated["autoattack"].stages) == len(lj.attacks.create("autoattack", **rows[0].parameters).stages)
+
+
+def test_a_suite_goes_on_without_a_row_that_has_no_weights(monkeypatch):
+    def no_weights(name, **parameters):
+        raise FileNotFoundError(f"no weights for {name}")
+
+    monkeypatch.setattr(lj.distances, "create", no_weights)
+    rows = (lj.evaluation.Row("none", column="clean"), lj.evaluation.Row("lpa", parameters={"distance": "lpips"}))
+    monkeypatch.setitem(lj.evaluation.suites.SUITES, "with_lpa", rows)
+    images, labels = np.full((2, 4, 4, 3), 0.5, np.float32), np.zeros(2, int)
+
+    def logits_fn(images):
+        return images.mean((1, 2))
+
+    result = lj.evaluation.run(logits_fn, images, labels, suite="with_lpa")
+    assert [attack.name for attack in result.attacks] == ["none"]
+    assert result.failures == ("lpa: left out, no weights for lpips",)
+    with pytest.raises(FileNotFoundError, match="no weights for lpips"):
+        lj.evaluation.run(logits_fn, images, labels, suite=list(rows))

@@ -57,7 +57,8 @@ def run(
         the weights out of the compiled programs: they compile faster, and once for all weights.
       images: (N, H, W, C), float32 in [0, 1], or uint8, which is divided by 255.
       labels: (N,) integers.
-      suite: a name of `lagrangian_jax.evaluation.suites.names`, or rows.
+      suite: a name of `lagrangian_jax.evaluation.suites.names`, or rows. A named suite goes on without a row whose
+        distance has no weights here, and the result's failures say so.
       key: a PRNG key, or a seed.
       batch_size: examples in one program, over all devices; by default what suits the images' size. Rounded up to a
         multiple of the devices, and halved when the device's memory does not hold it.
@@ -99,7 +100,14 @@ def run(
 
     key, mesh = _key(key), _local(mesh)
     examples = Examples(network, images, labels, index)
-    configured = [_configure(row, distances or {}) for row in rows]  # all of them, before the first one takes time
+    configured, left_out = [], []
+    for row in rows:  # all of them, before the first one takes time
+        try:
+            configured.append((row, _configure(row, distances or {})))
+        except FileNotFoundError as missing:  # weights of a distance: the rest of a suite is worth having
+            if not isinstance(suite, str):
+                raise
+            left_out.append(f"{row.name}: left out, {missing}")
     folder = None if workdir is None else Path(workdir) / "evaluation"
     if folder is not None and jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +121,7 @@ def run(
     programs = Programs(logits_fn, weights, mesh, examples.classes, jax.random.key_impl(key))
     batch = _batch(batch_size, examples, mesh)
     works = []
-    for row, attack in zip(rows, configured, strict=True):
+    for row, attack in configured:
         work = Work(row, attack, examples, identity | _distance_digest(attack, examples), folder, keep_pictures)
         if not work.finished:
             if attack.name == "autoattack" and not work.begun:
@@ -125,7 +133,7 @@ def run(
         suite=suite if isinstance(suite, str) else "custom",
         seed=_seed(key),
         attacks=tuple(work.outcome() for work in works),
-        failures=tuple(f"{work.row.name}: {note}" for work in works for note in work.notes),
+        failures=(*left_out, *(f"{work.row.name}: {note}" for work in works for note in work.notes)),
         versions=_versions(),
         device=_device(mesh),
         data={
