@@ -72,10 +72,10 @@ def linf_norm(x: Array) -> Array:
 
 
 def project_l2(perturbation: Array, bound: float | Array) -> Array:
-    """Scales each example onto the l2 ball: d * min(1, bound / ||d||)."""
-    norm = l2_norm(perturbation)
-    factor = jnp.minimum(1.0, bound / jnp.where(norm > 0, norm, 1.0))
-    return perturbation * expand(jnp.where(norm > 0, factor, 1.0), perturbation)
+    """Scales each example onto the l2 ball: d * min(1, bound / ||d||); ``bound`` a number, (B,) or (B, 1, 1, 1)."""
+    norm = expand(l2_norm(perturbation), perturbation)
+    bound = expand(jnp.asarray(bound), perturbation) if jnp.ndim(bound) == 1 else bound
+    return perturbation * jnp.where(norm > bound, bound / jnp.where(norm > 0, norm, 1.0), 1.0)
 
 
 class Stage(NamedTuple):

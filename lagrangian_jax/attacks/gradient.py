@@ -90,8 +90,8 @@ def l2_start(keys: Array, images: Array, bound: float | Array) -> Array:
     split = jax.vmap(jax.random.split)(keys)
     direction = normal(split[:, 0], images.shape[1:])
     dimension = images[0].size
-    radius = bound * uniform(split[:, 1], ()) ** (1.0 / dimension)
-    return clip_to_box(direction * expand(radius / l2_norm(direction), images), images)
+    radius = uniform(split[:, 1], ()) ** (1.0 / dimension)
+    return clip_to_box(bound * direction * expand(radius / l2_norm(direction), images), images)
 
 
 def pgd(
