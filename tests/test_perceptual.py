@@ -13,6 +13,7 @@ from lagrangian_jax.attacks.attack import l2_norm
 
 SHAPE = (4, 4, 3)
 ATTACKS = {"lpa": dict(steps=20), "fast_lpa": dict(steps=20), "ppgd": dict(steps=10)}
+ATTACK_FUNCTIONS = {"lpa": perceptual.lpa, "fast_lpa": perceptual.fast_lpa, "ppgd": perceptual.ppgd}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,11 @@ def linear(linear_network):
     norms = np.linalg.norm(weights[:, labels].T[:, None] - weights.T[None], axis=-1)
     distances = np.min(np.where(norms > 0, gaps / np.where(norms > 0, norms, 1), np.inf), axis=1)
     return logits_fn, images, labels, distances
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(12))
 
 
 def norms_of(adversarial, images):
@@ -56,23 +62,53 @@ def test_linear_network_falls_where_the_boundary_is_near(name, linear, l2, key):
     assert np.max(adversarial) <= 1
 
 
+@pytest.fixture(scope="module")
+def compiled(linear, l2):
+    """``compiled[name](keys, images, labels, bound)``, projected by Newton: one compile for all bounds."""
+    logits_fn = linear[0]
+
+    def build(name):
+        options = dict(distance=l2, projection="newton", **ATTACKS[name])
+        return jax.jit(
+            lambda keys, *batch: ATTACK_FUNCTIONS[name](keys, logits_fn, *batch[:2], bound=batch[2], **options)
+        )
+
+    return {name: build(name) for name in ATTACKS}
+
+
 @pytest.mark.parametrize("name", ATTACKS)
-def test_larger_bounds_are_not_weaker(name, linear, l2, key):
+def test_larger_bounds_are_not_weaker(name, compiled, linear, keys):
     logits_fn, images, labels, distances = linear
     rates = []
     for factor in (0.5, 1.0, 2.0):
-        bound = factor * float(np.median(distances))
-        attack = lj.attacks.create(name, bound=bound, distance=l2, projection="newton", **ATTACKS[name])
-        rates.append(fooled(logits_fn, attack(key, logits_fn, images, labels), labels).mean())
+        adversarial = compiled[name](keys, images, labels, factor * np.median(distances))
+        rates.append(fooled(logits_fn, adversarial, labels).mean())
     assert rates == sorted(rates)
     assert rates[0] < rates[-1]
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_bound_zero_returns_the_image(name, linear, l2, key):
+def test_bound_zero_returns_the_image(name, compiled, linear, keys):
+    _, images, labels, _ = linear
+    np.testing.assert_array_equal(compiled[name](keys, images, labels, 0.0), images)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_already_misclassified(name, compiled, linear, keys):
     logits_fn, images, labels, _ = linear
-    attack = lj.attacks.create(name, bound=0, distance=l2, **ATTACKS[name])
-    np.testing.assert_array_equal(attack(key, logits_fn, images, labels), images)
+    wrong = (labels + 1) % 3
+    adversarial = np.asarray(compiled[name](keys, images, wrong, 0.2))
+    assert np.isfinite(adversarial).all()
+    assert fooled(logits_fn, adversarial, wrong).all()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_example_alone_is_as_in_a_batch(name, compiled, linear, keys):
+    _, images, labels, distances = linear
+    together = np.asarray(compiled[name](keys, images, labels, np.median(distances)))
+    for row in (slice(0, 1), slice(11, 12)):
+        alone = compiled[name](keys[row], images[row], labels[row], np.median(distances))
+        np.testing.assert_allclose(alone, together[row], atol=1e-5)
 
 
 def test_lpa_by_bisection_exceeds_the_bound_by_a_part_of_the_segment_at_most(linear, l2, key):
@@ -83,48 +119,15 @@ def test_lpa_by_bisection_exceeds_the_bound_by_a_part_of_the_segment_at_most(lin
     assert (norms_of(attack(key, logits_fn, images, labels), images) <= 0.2 + far / 32 + 1e-6).all()
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_an_example_alone_is_as_in_a_batch(name, linear, l2, key):
+@pytest.mark.parametrize("options", [dict(group=1), dict(group=5), dict(distance=lambda a, b: l2_norm(a - b))])
+def test_lpa_in_any_group_size_and_with_a_bare_function_as_its_distance(options, compiled, linear, l2, keys):
     logits_fn, images, labels, distances = linear
-    options = {"group": 4} if name == "lpa" else {}
-    attack = lj.attacks.create(name, bound=float(np.median(distances)), distance=l2, **ATTACKS[name], **options)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
-    together = np.asarray(attack(keys, logits_fn, images, labels))
-    for row in (0, len(images) - 1):
-        alone = attack(keys[row : row + 1], logits_fn, images[row : row + 1], labels[row : row + 1])
-        np.testing.assert_allclose(alone[0], together[row], atol=1e-5)
-
-
-def test_lpa_in_any_group_size(linear, l2, key):
-    logits_fn, images, labels, distances = linear
-    results = [
-        lj.attacks.create("lpa", bound=float(np.median(distances)), steps=20, distance=l2, group=group)(
-            key, logits_fn, images, labels
-        )
-        for group in (1, 5, 12, 100)
-    ]
-    for result in results[1:]:
-        np.testing.assert_allclose(result, results[0], atol=1e-5)
-
-
-def test_lpa_takes_any_function_of_two_images_as_its_distance(linear, l2, key):
-    logits_fn, images, labels, _ = linear
-    options = dict(bound=0.3, steps=10, rounds=2)
-    bare = lj.attacks.create("lpa", distance=lambda a, b: l2_norm(a - b), **options)
-    featured = lj.attacks.create("lpa", distance=l2, **options)
-    np.testing.assert_allclose(
-        bare(key, logits_fn, images, labels), featured(key, logits_fn, images, labels), atol=1e-5
+    bound = float(np.median(distances))
+    attack = lj.attacks.create(
+        "lpa", bound=bound, **{"distance": l2, "projection": "newton", **ATTACKS["lpa"], **options}
     )
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_already_misclassified(name, linear, l2, key):
-    logits_fn, images, labels, _ = linear
-    wrong = (labels + 1) % 3
-    attack = lj.attacks.create(name, bound=0.2, distance=l2, **ATTACKS[name])
-    adversarial = np.asarray(attack(key, logits_fn, images, wrong))
-    assert np.isfinite(adversarial).all()
-    assert fooled(logits_fn, adversarial, wrong).all()
+    expected = compiled["lpa"](keys, images, labels, bound)
+    np.testing.assert_allclose(attack(keys, logits_fn, images, labels), expected, atol=1e-5)
 
 
 def test_lpa_stops_after_the_step_in_which_an_example_was_found():
@@ -138,8 +141,7 @@ def test_lpa_stops_after_the_step_in_which_an_example_was_found():
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize("scale", [0.0, 1e6])
-def test_plain_images_flat_and_saturated_logits(name, scale, linear_network, key):
+def test_plain_images_flat_and_saturated_logits(name, linear_network, keys):
     """A black, a white and a grey image, under LPIPS of a small network; no gradient at all, or a saturated one."""
     shape = (16, 16, 3)
     logits_fn, _, _ = linear_network(shape, classes=5)
@@ -149,11 +151,18 @@ def test_plain_images_flat_and_saturated_logits(name, scale, linear_network, key
         "self_lpips", features_fn=lambda images: network.apply(variables, images, method="feature_maps")
     )
     images = np.broadcast_to(np.array([0, 1, 0.5], np.float32)[:, None, None, None], (3, *shape)).copy()
-    attack = lj.attacks.create(name, bound=0.3, distance=distance, **{**ATTACKS[name], "steps": 3})
-    adversarial = np.asarray(attack(key, lambda x: scale * logits_fn(x), images, np.array([0, 4, 2])))
-    assert np.isfinite(adversarial).all()
-    assert adversarial.min() >= 0
-    assert adversarial.max() <= 1
+    options = {**ATTACKS[name], "steps": 3, "bound": 0.3, "distance": distance}
+    labels = jnp.array([0, 4, 2])  # the ends of their range
+
+    @jax.jit
+    def attack(scale):
+        return ATTACK_FUNCTIONS[name](keys[:3], lambda x: scale * logits_fn(x), images, labels, **options)
+
+    for scale in (0.0, 1e6):
+        adversarial = np.asarray(attack(scale))
+        assert np.isfinite(adversarial).all()
+        assert adversarial.min() >= 0
+        assert adversarial.max() <= 1
 
 
 def test_bisection_returns_the_last_point_tried(linear):

@@ -54,7 +54,7 @@ def lpa(
       D(x') = \|\phi(x') - \phi(x)\|
 
       d \leftarrow \mathrm{clip}_{[0,1]}\Big(x + d + \frac{s c^{i/N}}{r + 10^{-8}}\, u\Big) - x, \quad
-      r = \|\phi(x + d) - \phi(x + d \mp h u)\| / h
+      r = \|\phi(x + d) - \phi(x + d \pm h u)\| / h
 
     so that a step covers about :math:`s c^{i/N}` of the distance. An example stops for good after the step in which it
     was found misclassified within the bound. After a round :math:`\lambda` grows tenfold where D is at or over the
@@ -99,6 +99,7 @@ def lpa(
     """
     first_step = bound if step_size is None else step_size
     objective = _Objective(logits_fn, *_space(distance), bound, kappa, probe, floor=1e-8)
+    images, labels = jnp.asarray(images), jnp.asarray(labels)  # rows of them are taken in the loop
     anchors = objective.represent(images)
     batch = images.shape[0]
     width = min(batch, group or max(16, batch // 8))
