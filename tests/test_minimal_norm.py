@@ -96,9 +96,10 @@ class TestMinimalNorm:
         attack = create(name)
         together = attack(keys, curved, images, labels)
         alone = attack(keys[2:3], curved, images[2:3], labels[2:3])
-        np.testing.assert_allclose(alone[0], together[2], atol=1e-4)
+        tolerance = {"augmented_lagrangian": 2e-3}.get(name, 1e-4)  # rounding grows in its 200 steps
+        np.testing.assert_allclose(alone[0], together[2], atol=tolerance)
         traced = jax.jit(lambda x, y: attack(keys, curved, x, y))(images, labels)
-        np.testing.assert_allclose(traced, together, atol=1e-4)
+        np.testing.assert_allclose(traced, together, atol=tolerance)
 
     def test_ddn_levels(self, key, problem):
         logits_fn, images, labels, _ = problem
@@ -140,19 +141,18 @@ class TestMinimalNorm:
         ]
         assert (norms[1] <= norms[0] * 1.02).all()
 
-    def test_deepfool_takes_the_nearest_of_many_classes(self, key, linear_network):
-        """With few classes considered it may miss the nearest boundary; it still fools the network."""
-        logits_fn, _, _ = linear_network(SHAPE, classes=30)
-        images = np.random.default_rng(6).uniform(0.4, 0.6, size=(8, *SHAPE)).astype(np.float32)
-        labels = np.asarray(jnp.argmax(logits_fn(images), axis=-1), np.int32)
-        norms = {}
-        for classes in (2, 30, 1000):
-            adversarial = create("deepfool", classes=classes)(key, logits_fn, images, labels)
-            assert (jnp.argmax(logits_fn(adversarial), axis=-1) != labels).all()
-            norms[classes] = norms_of(adversarial, images)
-        assert (norms[30] <= norms[2] + 1e-5).all()
-        assert (norms[30] < norms[2] - 1e-3).any()
-        np.testing.assert_array_equal(norms[30], norms[1000])
+    @pytest.mark.parametrize(("classes", "distance"), [(2, 0.2), (3, 0.1), (1000, 0.1)])
+    def test_deepfool_considers_so_many_classes(self, key, classes, distance):
+        """The runner-up on the clean image has the farther boundary; with two classes it is the only one considered."""
+        directions = np.zeros((48, 3), np.float32)
+        directions[0, 1], directions[1, 2] = 0.5, 3.0
+        images, labels = np.full((2, *SHAPE), 0.5, np.float32), np.zeros(2, np.int32)
+
+        def logits_fn(x):
+            return (x - 0.5).reshape(len(x), -1) @ directions + jnp.array([0, -0.1, -0.3])
+
+        adversarial = create("deepfool", classes=classes)(key, logits_fn, images, labels)
+        np.testing.assert_allclose(norms_of(adversarial, images), 1.02 * distance, atol=1e-3)
 
     def test_augmented_lagrangian_takes_other_distances(self, key, problem):
         """The l1 distance is minimised by few changed coordinates."""
