@@ -148,7 +148,7 @@ def test_alone_as_in_a_batch(key):
     together = attack(key, red_network, images, labels)
     for i in range(3):
         alone = attack(key, red_network, images[i : i + 1], labels[i : i + 1])
-        np.testing.assert_allclose(alone[0], together[i], atol=1e-5)
+        np.testing.assert_allclose(alone[0], together[i], atol=1e-3)
 
 
 def test_grey_images_are_refused(key):

@@ -1,0 +1,75 @@
+"""Elastic deformation and the bilinear sampling under it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lagrangian_jax.attacks import elastic
+from lagrangian_jax.attacks.sampling import bilinear_sample
+
+
+def test_bilinear_sampling_on_a_known_image():
+    image = jnp.arange(12.0).reshape(1, 3, 4, 1)
+
+    def at(x, y, align_corners=False):
+        return float(bilinear_sample(image, jnp.array([[[[x, y]]]]), align_corners)[0, 0, 0, 0])
+
+    assert at(-0.75, -2 / 3) == pytest.approx(0)  # the centre of the first pixel
+    assert at(-1.0, -1.0, align_corners=True) == pytest.approx(0)
+    assert at(0.0, 0.0) == at(0.0, 0.0, align_corners=True) == pytest.approx(5.5)
+    assert at(0.75, 1.0) == pytest.approx(11 / 2)  # half a pixel below the last: half of it is outside
+    assert at(1.3, 0.0) == at(0.0, -9.0) == at(1e9, 1e9) == at(-1e9, 0.0) == 0
+
+
+def test_bilinear_sampling_has_a_one_sided_gradient_at_pixel_centres():
+    image = jnp.array([0.0, 1.0, 4.0]).reshape(1, 1, 3, 1)
+    value, gradient = jax.value_and_grad(
+        lambda x: bilinear_sample(image, jnp.array([x, 0.0]).reshape(1, 1, 1, 2), True).sum()
+    )(0.0)
+    assert value == 1
+    assert gradient == 3  # of the cell from 1 to 4, a pixel being one unit
+
+
+def test_without_flow_the_aligned_grid_is_the_identity_and_the_other_is_not(golden, cifar10_test):
+    images, _ = cifar10_test(16)
+    still = jnp.zeros((16, 32, 32, 2))
+    np.testing.assert_allclose(elastic.displace(images, still, True), images, atol=1e-5)
+    recorded = np.load(golden / "model_a_test0-127" / "elastic_zero_flow.npz")["adv_images_nhwc_first"][:16]
+    np.testing.assert_allclose(elastic.displace(images, still, False), recorded, atol=1e-5)
+    assert np.abs(recorded - images).max() > 0.1
+
+
+def test_elastic_smoothing_keeps_constants_and_bounds():
+    flow = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 16, 20, 2)).astype(np.float32))
+    np.testing.assert_allclose(elastic.smooth(jnp.ones((1, 16, 20, 2)), 25, 3.0), 1, rtol=1e-6)
+    assert jnp.abs(elastic.smooth(flow, 5, 1.0)).max() <= 1
+    np.testing.assert_allclose(elastic.smooth(flow, 1, 1.0), flow, rtol=1e-6)
+
+
+def test_elastic_moves_pixels_along_the_flow():
+    images = np.random.default_rng(0).random((1, 8, 8, 3), np.float32)
+    # The aligned grid has a pixel of 2 / 7, a pixel of flow is 2 / 8.
+    moved = elastic.displace(images, jnp.zeros((1, 8, 8, 2)).at[..., 0].set(8 / 7), align_corners=True)
+    np.testing.assert_allclose(moved[:, :, :-1], images[:, :, 1:], atol=1e-5)
+    moved = elastic.displace(images, jnp.zeros((1, 8, 8, 2)).at[..., 1].set(-8 / 7), align_corners=True)
+    np.testing.assert_allclose(moved[:, 1:], images[:, :-1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("prefix", "kernel_size", "sigma"), [("cifar", 5, 3 / 7), ("imagenetkernel", 25, 3.0)])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_elastic_displacement_as_recorded(golden, prefix, kernel_size, sigma, align_corners):
+    recorded = np.load(golden / "components" / "elastic.npz")
+    flow = np.moveaxis(recorded["params_xy_channels_first"], 1, -1) * 16  # of units of the grid, 2 / 32 a pixel
+
+    def displaced(flow):
+        return elastic.displace(recorded["images"], elastic.smooth(flow, kernel_size, sigma), align_corners)
+
+    smooth = elastic.smooth(flow, kernel_size, sigma) / 16
+    np.testing.assert_allclose(smooth, recorded[f"{prefix}_displacement_xy"], atol=1e-6)
+    name = f"{prefix}_warped_align_corners_{align_corners}"
+    np.testing.assert_allclose(displaced(flow), recorded[name], atol=1e-5)
+    name = f"{prefix}_grad_params_of_weighted_sum255_align_corners_{align_corners}"
+    if name in recorded:
+        gradient = jax.grad(lambda flow: 255 * jnp.sum(displaced(flow) * recorded["loss_weights"]))(flow) * 16
+        np.testing.assert_allclose(np.moveaxis(gradient, -1, 1), recorded[name], atol=2e-3)

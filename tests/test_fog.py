@@ -1,0 +1,48 @@
+"""Fog."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lagrangian_jax as lj
+from lagrangian_jax.attacks import fog
+
+
+def test_fog_without_wibble_is_flat_and_with_it_spans_the_range():
+    assert jnp.all(fog.normalise(fog.plasma(jnp.full((1, 255), 0.5), 16), False) == 0)
+    variables = jax.random.uniform(jax.random.key(0), (3, 255))
+    maps = fog.normalise(fog.plasma(variables, 16), False)
+    np.testing.assert_array_equal(maps.min((1, 2)), 0)
+    np.testing.assert_allclose(maps.max((1, 2)), 1, rtol=1e-6)
+    centre = fog.plasma(variables.at[:, 0].set(1.0), 16)[:, 8, 8]
+    np.testing.assert_allclose(centre, 100)  # the first centre: the mean of four zeros and the whole wibble
+
+
+def test_fog_maps_and_images_as_recorded(golden):
+    recorded = np.load(golden / "components" / "fog.npz")
+    maps = fog.plasma(fog_variables(recorded), 64)
+    over_batch = fog.normalise(maps, True)
+    np.testing.assert_allclose(over_batch, recorded["map_batch4_normalised_over_batch"], atol=1e-5)
+    np.testing.assert_allclose(fog.normalise(maps, False), recorded["map_each_image_alone"], atol=1e-5)
+
+
+def fog_variables(recorded):
+    levels = [np.stack([recorded[f"fog_var_{3 * level + i:02d}"] for i in range(3)], axis=1) for level in range(6)]
+    return jnp.concatenate([level.reshape(4, -1) for level in levels], axis=1)
+
+
+@pytest.mark.parametrize("bound", [128, 256])
+def test_fog_is_blended_in_as_recorded(golden, bound):
+    recorded = np.load(golden / "components" / "fog.npz")
+    haze = fog.normalise(fog.plasma(fog_variables(recorded), 64), True)[:, 16:48, 16:48]
+    np.testing.assert_allclose(fog.blend(recorded["images"], haze, bound), recorded[f"out_eps{bound}"], atol=1e-5)
+
+
+def test_fog_from_the_recorded_start(golden, network_a, monkeypatch, key):
+    recorded = np.load(golden / "components" / "fog.npz")
+    monkeypatch.setattr(fog, "uniform", lambda *_: fog_variables(recorded))
+    attack = lj.attacks.create("fog", steps=5, step_size=0.02236, batch_normalise=True)
+    adversarial = attack(key, network_a, recorded["images"], recorded["labels"])
+    expected = recorded["attack_eps256_step0p02236_adv_after_5_steps"]
+    assert np.mean(np.abs(adversarial - expected) > 1e-4) < 0.01

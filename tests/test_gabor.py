@@ -1,0 +1,76 @@
+"""Gabor noise and the filtering under it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+
+from lagrangian_jax.attacks import gabor
+from lagrangian_jax.attacks.filtering import correlator
+from lagrangian_jax.attacks.sign_ascent import clamp
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(9, 12, 5), (16, 16, 23)])
+def test_correlation_equals_the_direct_sum(height, width, size):
+    rng = np.random.default_rng(0)
+    planes, kernels = rng.normal(size=(2, 3, height, width)), rng.normal(size=(2, 3, size, size))
+    half = size // 2
+    padded = np.pad(planes, ((0, 0), (0, 0), (half, half), (half, half)))
+    direct = [
+        sum(scipy.signal.correlate2d(p, k, "valid") for p, k in zip(*pair, strict=True))
+        for pair in zip(padded, kernels, strict=True)
+    ]
+    found = correlator(jnp.asarray(kernels, jnp.float32), height, width)(jnp.asarray(planes, jnp.float32))
+    np.testing.assert_allclose(found, direct, atol=1e-4)
+
+
+def test_gabor_noise_is_zero_to_one_and_finite_where_constant():
+    noise = jax.random.normal(jax.random.key(0), (2, 8, 8)) * 5 + 3
+    levelled = gabor.normalise_noise(noise)
+    np.testing.assert_array_equal(levelled.min((1, 2)), 0)
+    np.testing.assert_allclose(levelled.max((1, 2)), 1, rtol=1e-6)
+    np.testing.assert_allclose(gabor.normalise_noise(4 * noise), levelled, atol=1e-3)
+    flat, gradient = jax.value_and_grad(lambda x: gabor.normalise_noise(x).sum())(jnp.full((1, 8, 8), 2.0))
+    assert flat == 0
+    assert np.isfinite(gradient).all()
+
+
+def test_gabor_random_kernels_stay_in_their_ranges():
+    keys = jax.random.split(jax.random.key(0), 500)
+    kernels = np.asarray(jax.jit(gabor.random_kernels)(keys))
+    sides = np.round(kernels[:, 11, 11])  # every wave is 1 at the centre
+    np.testing.assert_allclose(kernels[:, 11, 11], sides, atol=1e-4)
+    assert set(sides) == set(range(1, 11))
+    np.testing.assert_allclose(kernels, kernels[:, ::-1, ::-1], atol=1e-4)
+    impulses = np.asarray(jax.jit(gabor.random_impulses, static_argnums=(1, 2))(keys, 16, 16))
+    assert np.mean(impulses != 0) == pytest.approx(1 / 14, abs=0.005)
+    assert np.abs(impulses).max() <= 1
+
+
+def test_gabor_kernels_and_noise_as_recorded(golden):
+    recorded = np.load(golden / "components" / "gabor.npz")
+    sides, sigma, frequency, angle = recorded["kernel_params_sides_sigma_Lambda_theta"].T
+    kernels = gabor.gabor_kernels(sides.astype(np.int32), sigma, frequency, angle)
+    np.testing.assert_allclose(kernels, recorded["kernels"], atol=3e-5)
+    correlate = correlator(jnp.asarray(recorded["kernels"])[:, None], 32, 32)
+    impulses = jnp.asarray(recorded["sparse_noise"])
+    filtered = correlate(impulses[:, None])
+    np.testing.assert_allclose(filtered, recorded["convolved"], atol=1e-4)
+    # Near zero deviation the original's contrast is rounding noise of its Fourier transform.
+    noise = gabor.normalise_noise(filtered)
+    deviation = np.abs(filtered - filtered.mean((1, 2), keepdims=True))
+    clear = deviation > 0.02 * deviation.max((1, 2), keepdims=True)
+    assert clear.mean() > 0.9
+    np.testing.assert_allclose(noise[clear], recorded["normalised_noise"][clear], atol=1e-4)
+    np.testing.assert_allclose(noise, recorded["normalised_noise"], atol=5e-3)
+    for bound, name in ((12.5, "out_eps12p5"), (0.125, "out_eps0p125")):
+        image = clamp(255 * recorded["images"] + bound * noise[..., None], 0.0, 255.0) / 255
+        np.testing.assert_allclose(image, recorded[name], atol=5e-3 * bound / 255 + 1e-6)
+
+    def weighted(impulses):
+        return jnp.sum(gabor.normalise_noise(correlate(impulses[:, None])) * recorded["loss_weights"])
+
+    gradient, expected = jax.grad(weighted)(impulses), recorded["grad_sparse_of_weighted_sum_noise"]
+    assert np.linalg.norm(gradient - expected) < 0.03 * np.linalg.norm(expected)
+    assert np.mean(np.sign(gradient) != np.sign(expected)) < 0.002

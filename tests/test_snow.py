@@ -1,0 +1,72 @@
+"""Snow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lagrangian_jax.attacks import snow
+from lagrangian_jax.attacks.filtering import correlator
+from lagrangian_jax.attacks.sign_ascent import clamp
+
+
+def test_snow_fades_black_and_white():
+    np.testing.assert_allclose(snow.fade(jnp.zeros((1, 1, 1, 3))), 0.125)
+    np.testing.assert_allclose(snow.fade(jnp.ones((1, 1, 1, 3))), 1.25, rtol=1e-5)  # before the clip
+
+
+def test_snow_budget_is_a_projection():
+    intensities = jax.random.normal(jax.random.key(0), (2, 7, 12, 20))
+    limited = np.asarray(jax.jit(snow.limit)(intensities))
+    assert limited.min() >= 1e-10
+    assert limited.max() <= 1
+    for rows in (slice(0, 8), slice(8, 12)):
+        for columns in (slice(0, 8), slice(8, 16), slice(16, 20)):
+            assert limited[:, :, rows, columns].mean((2, 3)).max() <= 0.2 + 1e-6
+    low = jnp.full((1, 7, 8, 8), 0.1)
+    np.testing.assert_array_equal(snow.limit(low), low)
+    np.testing.assert_allclose(snow.limit(limited), limited, rtol=1e-4, atol=1e-9)
+
+
+def test_snow_flakes_have_places_of_their_own():
+    planes = snow.place(jnp.ones((1, 7, 2, 3)))
+    assert planes.shape == (1, 7, 8, 12)
+    np.testing.assert_array_equal(planes.sum((2, 3)), 6)
+    assert planes.sum(1).max() == 1
+    assert planes[0, 2, 4, 2] == planes[0, 5, 2, 8] == 1
+
+
+def test_snow_kernels_are_the_drawn_streaks():
+    streak = jax.jit(snow.streak)
+    straight = np.asarray(streak(jnp.array([12, 12]), 1.0, 0.1))  # the diagonal, hardly blurred
+    np.testing.assert_allclose(np.diag(straight), 1, atol=1e-6)
+    assert straight[0, 2] == pytest.approx(0, abs=1e-6)
+    flat, steep = streak(jnp.array([8, 11]), 3.0, 0.5), streak(jnp.array([11, 8]), 3.0, 0.5)
+    np.testing.assert_allclose(flat, steep.T, atol=1e-6)
+    kernels = np.asarray(jax.jit(snow.random_kernels)(jax.random.split(jax.random.key(0), 200)))
+    np.testing.assert_allclose(kernels, kernels[:, :, ::-1, ::-1], atol=1e-6)
+    leaning = kernels[:, :, :6, :6].sum((2, 3)) > kernels[:, :, :6, 7:].sum((2, 3))
+    assert np.all(leaning.all(1) | ~leaning.any(1))  # one mirror for the seven
+    assert leaning[:, 0].mean() == pytest.approx(0.5, abs=0.15)
+
+
+def test_recorded_snow_kernels_are_streaks(golden):
+    grid = np.meshgrid(np.arange(8, 13), np.arange(8, 13), [1.0, 3.0, 5.0], np.linspace(0.41, 0.6, 39))
+    row, column, width, sigma = (axis.ravel() for axis in grid)
+    streaks = np.asarray(jax.jit(jax.vmap(snow.streak))(np.stack([row, column], axis=-1), width, sigma))
+    for name, array in (("snow", "kernels"), ("uar_attacks_given_start", "snow_kernels")):
+        kernels = np.load(golden / "components" / f"{name}.npz")[array]
+        distances = [[np.abs(streaks - k).max((1, 2)).min() for k in (kernel, kernel[:, ::-1])] for kernel in kernels]
+        assert np.max(np.min(distances, axis=1)) < 0.006  # the grid of blurs has steps of 0.005
+
+
+def test_snow_layer_and_budget_as_recorded(golden):
+    recorded = np.load(golden / "components" / "snow.npz")
+    correlate = correlator(jnp.broadcast_to(recorded["kernels"], (4, 7, 13, 13)), 32, 32)
+    layer = correlate(snow.place(jnp.asarray(recorded["intensities"]) ** 4))
+    np.testing.assert_allclose(layer, recorded["snow"], atol=1e-5)
+    for bound, name in ((0.125, "out_eps0p125"), (0.5, "out_eps0p5")):
+        image = clamp(snow.fade(recorded["images"]) + bound * layer[..., None], 0.0, 1.0)
+        np.testing.assert_allclose(image, recorded[name], atol=1e-5)
+    limited = snow.limit(recorded["intensities_before_budget_projection"])
+    np.testing.assert_allclose(limited, recorded["intensities_after_clamp_and_budget_projection"], atol=1e-6)
