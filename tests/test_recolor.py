@@ -143,7 +143,8 @@ def test_constant_images_and_extreme_logits_stay_finite(key, scale):
 
 def test_alone_as_in_a_batch(key):
     images = jax.random.uniform(key, (3, 4, 4, 3))
-    attack = lj.attacks.create("recolor", steps=4, step_size=0.01, resolution=SMALL)
+    # Without the force of smoothness, which at the start is a rounding error on most nodes, and Adam takes its sign.
+    attack = lj.attacks.create("recolor", steps=4, step_size=0.01, smoothness=0.0, resolution=SMALL)
     labels = np.array([0, 2, 1])
     together = attack(key, red_network, images, labels)
     for i in range(3):

@@ -93,7 +93,7 @@ def project_l0(perturbation: Array, images: Array, pixels: int | Array, most: in
       most: the largest that k may be; static.
     """
     clipped = jnp.clip(perturbation, -images, 1 - images)
-    gain = jnp.sum(jnp.square(perturbation) - jnp.square(perturbation - clipped), axis=-1)
+    gain = jnp.sum(clipped * (2 * perturbation - clipped), axis=-1)  # the difference of squares, without cancellation
     flat = gain.reshape(gain.shape[0], -1)
     most = min(most, flat.shape[1])
     largest = lax.top_k(flat, most)[1]
