@@ -9,19 +9,33 @@ import lagrangian_jax as lj
 from lagrangian_jax.attacks import fog
 
 
+plasma = jax.jit(fog.plasma, static_argnums=1)
+
+
 def test_fog_without_wibble_is_flat_and_with_it_spans_the_range():
-    assert jnp.all(fog.normalise(fog.plasma(jnp.full((1, 255), 0.5), 16), False) == 0)
+    assert jnp.all(fog.normalise(plasma(jnp.full((1, 255), 0.5), 16), False) == 0)
     variables = jax.random.uniform(jax.random.key(0), (3, 255))
-    maps = fog.normalise(fog.plasma(variables, 16), False)
-    np.testing.assert_array_equal(maps.min((1, 2)), 0)
-    np.testing.assert_allclose(maps.max((1, 2)), 1, rtol=1e-6)
-    centre = fog.plasma(variables.at[:, 0].set(1.0), 16)[:, 8, 8]
+    maps = plasma(variables, 16)
+    for over_batch in (False, True):
+        scaled = fog.normalise(maps, over_batch)
+        axes = None if over_batch else (1, 2)
+        np.testing.assert_array_equal(scaled.min(axes), 0)
+        np.testing.assert_allclose(scaled.max(axes), 1, rtol=1e-6)
+    centre = plasma(variables.at[:, 0].set(1.0), 16)[:, 8, 8]
     np.testing.assert_allclose(centre, 100)  # the first centre: the mean of four zeros and the whole wibble
+
+
+def test_the_limits_of_an_example_count_as_constants_and_those_of_the_batch_do_not():
+    maps = jax.random.normal(jax.random.key(0), (2, 4, 4))
+    own, all_alike = (jax.grad(lambda x, b=b: jnp.sum(fog.normalise(x, b)))(maps) for b in (False, True))
+    spans = maps.max((1, 2), keepdims=True) - maps.min((1, 2), keepdims=True)
+    np.testing.assert_allclose(own, jnp.broadcast_to(1 / spans, maps.shape), rtol=1e-5)
+    np.testing.assert_allclose(jnp.sum(all_alike), 0, atol=1e-4)  # a map raised as a whole is scaled back
 
 
 def test_fog_maps_and_images_as_recorded(golden):
     recorded = np.load(golden / "components" / "fog.npz")
-    maps = fog.plasma(fog_variables(recorded), 64)
+    maps = plasma(fog_variables(recorded), 64)
     over_batch = fog.normalise(maps, True)
     np.testing.assert_allclose(over_batch, recorded["map_batch4_normalised_over_batch"], atol=1e-5)
     np.testing.assert_allclose(fog.normalise(maps, False), recorded["map_each_image_alone"], atol=1e-5)
@@ -35,7 +49,7 @@ def fog_variables(recorded):
 @pytest.mark.parametrize("bound", [128, 256])
 def test_fog_is_blended_in_as_recorded(golden, bound):
     recorded = np.load(golden / "components" / "fog.npz")
-    haze = fog.normalise(fog.plasma(fog_variables(recorded), 64), True)[:, 16:48, 16:48]
+    haze = fog.normalise(plasma(fog_variables(recorded), 64), True)[:, 16:48, 16:48]
     np.testing.assert_allclose(fog.blend(recorded["images"], haze, bound), recorded[f"out_eps{bound}"], atol=1e-5)
 
 

@@ -1,7 +1,7 @@
 """Fog: a plasma fractal whose random numbers are chosen against the network (Kang et al. 2019)."""
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from lagrangian_jax.attacks.attack import LogitsFn, example_keys, uniform
 from lagrangian_jax.attacks.sign_ascent import clamp, sign_ascent
@@ -46,9 +46,10 @@ def fog(
     Returns:
       adversarial images (B, H, W, C) in [0, 1].
 
-    Source: advex-uar `fog_attack.py`. Deviations: scaled per example unless ``batch_normalise``; any image size (the
-    side of the fractal is the next power of two above the larger side, cropped at its centre); a flat fractal gives no
-    fog where the original divides zero by zero.
+    Source: advex-uar `fog_attack.py`. Deviations: unless ``batch_normalise`` each example is scaled by itself, by limits
+    that count as constants in the gradient (robust accuracy on the recorded network 7 to 9 %, the original's 9 %, and
+    11 to 13 % with the gradient through the limits); any image size (the side of the fractal is the next power of two
+    above the larger side, cropped at its centre); a flat fractal gives no fog where the original divides zero by zero.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.mean((1, 2, 3)), -images.mean((1, 2, 3))], axis=-1)
@@ -106,11 +107,16 @@ def _interleave(even: Array, odd: Array) -> Array:
 
 
 def normalise(plasma: Array, over_batch: bool) -> Array:
-    """Scales maps (B, side, side) to [0, 1], each by itself or all by the same minimum and maximum."""
+    """Scales maps (B, side, side) to [0, 1]: each by itself, its limits constants in the gradient, or all alike.
+
+    With limits of its own every map hangs on two of its pixels; a gradient through them is dominated by these, and the
+    attack is weaker than the original's, where only two examples of the batch feel it.
+    """
     axes = (0, 1, 2) if over_batch else (1, 2)
-    raised = plasma - jnp.min(plasma, axis=axes, keepdims=True)
-    largest = jnp.max(raised, axis=axes, keepdims=True)
-    return raised / jnp.where(largest > 0, largest, 1.0)
+    low, high = (limit(plasma, axis=axes, keepdims=True) for limit in (jnp.min, jnp.max))
+    if not over_batch:
+        low, high = lax.stop_gradient((low, high))
+    return (plasma - low) / jnp.where(high > low, high - low, 1.0)
 
 
 def blend(images: Array, haze: Array, bound: float) -> Array:
