@@ -8,7 +8,6 @@ import pytest
 import lagrangian_jax as lj
 from lagrangian_jax.attacks import fog
 
-
 plasma = jax.jit(fog.plasma, static_argnums=1)
 
 
