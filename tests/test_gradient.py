@@ -430,4 +430,6 @@ class TestRecordedTrajectories:
         robust, expected = (predictions == labels).mean(), 1 - recorded["success"].mean()
         assert robust <= expected + (0.05 if random else 0.01)
         assert robust >= expected - 0.05
-        np.testing.assert_allclose(l2_norm(adversarial - images).mean(), recorded["l2"].mean(), rtol=0.02)
+        np.testing.assert_allclose(
+            l2_norm(adversarial - images).mean(), recorded["l2"].mean(), rtol=0.05 if random else 0.02
+        )
