@@ -333,7 +333,7 @@ class TestRecorded:
         norms = norms_of(adversarial, images)
         fooled = np.asarray(jnp.argmax(jax.jit(network_a)(adversarial), axis=-1) != labels)
         if "max_norm" not in parameters:
-            fooled &= norms <= 1
+            fooled = fooled & (norms <= 1)
         assert abs(fooled.mean() - recorded["success"].mean()) <= 0.02
         moved = recorded["l2"] > 1e-3
         np.testing.assert_allclose(norms[moved], recorded["l2"][moved], rtol=0.05)
