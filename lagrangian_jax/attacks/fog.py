@@ -46,11 +46,11 @@ def fog(
     Returns:
       adversarial images (B, H, W, C) in [0, 1].
 
-    Source: advex-uar `fog_attack.py`. Deviations: unless ``batch_normalise`` each example is scaled by itself, by
-    limits that count as constants in the gradient (robust accuracy on the recorded network 7 to 9 %, the original's 9
-    %, and 11 to 13 % with the gradient through the limits); any image size (the side of the fractal is the next power
-    of two above the larger side, cropped at its centre); a flat fractal gives no fog where the original divides zero
-    by zero.
+    Source: advex-uar `fog_attack.py`. Deviations: unless ``batch_normalise`` each example is scaled by itself, and the
+    limits count as constants in the gradient (robust accuracy on the recorded network 7 to 9 %, the original's 9 %,
+    and 11 to 13 % with the gradient through the limits); any image size (the side of the fractal is the next power of
+    two above the larger side, cropped at its centre); a flat fractal gives no fog where the original divides zero by
+    zero.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.mean((1, 2, 3)), -images.mean((1, 2, 3))], axis=-1)
