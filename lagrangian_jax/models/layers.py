@@ -1,12 +1,13 @@
 """Convolution, batch normalisation and initialisers with PyTorch's semantics, in NHWC."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -16,6 +17,8 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # torchvision's for its ResNets: kaiming_normal_(mode="fan_out", nonlinearity="relu").
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# That of the CIFAR networks with option A: kaiming_normal_.
+kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def torch_bias_uniform(fan_in: int):
@@ -87,12 +90,14 @@ def _kernel_gradient(x, cotangent, shape, stride, padding):
 
 
 class Conv(nn.Module):
-    """A 2-D convolution with PyTorch's explicit padding; computes in ``dtype``, keeps parameters in float32."""
+    """A 2-D convolution with explicit padding, as many pixels on every side or as given; computes in ``dtype``, keeps
+    parameters in float32.
+    """
 
     features: int
     kernel_size: int
     stride: int = 1
-    padding: int = 0
+    padding: int | Padding = 0
     use_bias: bool = False
     kernel_init: Any = torch_uniform
     dtype: Any = jnp.float32
@@ -101,7 +106,7 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         size = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
-        sides = ((self.padding, self.padding), (self.padding, self.padding))
+        sides = self.padding if isinstance(self.padding, tuple) else ((self.padding, self.padding),) * 2
         x = convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, sides)
         if self.use_bias:
             bias = self.param("bias", torch_bias_uniform(size * size * kernel.shape[2]), (self.features,))
@@ -162,3 +167,22 @@ def normalise(images: Array, mean: Sequence[float] | None, std: Sequence[float] 
     if mean is not None:
         images = images - jnp.asarray(mean, images.dtype)
     return images if std is None else images / jnp.asarray(std, images.dtype)
+
+
+def torch_buffers(mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, np.ndarray]:
+    """The normalisation as DeepMind's PyTorch networks keep it among their weights: ``mean`` and ``std``, (C, 1, 1)."""
+    given = {"mean": (0.0, 0.0, 0.0) if mean is None else mean, "std": (1.0, 1.0, 1.0) if std is None else std}
+    return {name: np.asarray(values, np.float32).reshape(-1, 1, 1) for name, values in given.items()}
+
+
+def same_padding(size: int, stride: int) -> Padding:
+    """TensorFlow's SAME for lengths that the stride divides: uneven padding has its odd pixel at the end."""
+    total = max(size - stride, 0)
+    return ((total // 2, total - total // 2),) * 2
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """ "relu" or "swish" (x times its sigmoid, PyTorch's SiLU)."""
+    if name not in ("relu", "swish"):
+        raise ValueError(f"activation must be 'relu' or 'swish'; got {name!r}")
+    return nn.relu if name == "relu" else nn.swish

@@ -10,11 +10,19 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from lagrangian_jax.models.layers import BatchNorm, Conv, kaiming_fan_out, normalise, torch_bias_uniform, torch_uniform
+from lagrangian_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    kaiming_fan_in,
+    kaiming_fan_out,
+    normalise,
+    torch_bias_uniform,
+    torch_uniform,
+)
 
 
 class Block(nn.Module):
-    """Basic block: two 3x3 convolutions and a shortcut, a 1x1 convolution where the shape changes."""
+    """Basic block: two 3x3 convolutions and a shortcut, a 1x1 convolution (or padding) where the shape changes."""
 
     features: int
     stride: int
@@ -27,15 +35,49 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        common = dict(kernel_init=self.kernel_init, dtype=self.dtype)
-        y = Conv(self.features, 3, self.stride, 1, name="conv1", **common)(x)
-        y = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="bn1")(y, train))
-        y = Conv(self.features, 3, 1, 1, name="conv2", **common)(y)
-        y = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="bn2")(y, train)
-        if y.shape != x.shape:
-            x = Conv(self.features, 1, self.stride, name=f"{self.shortcut}_0", **common)(x)
-            x = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=f"{self.shortcut}_1")(x, train)
-        return nn.relu(x + y)
+        y = self._conv(x, self.features, 3, self.stride, "conv1")
+        y = nn.relu(self._norm(y, train, "bn1"))
+        y = self._conv(y, self.features, 3, 1, "conv2")
+        y = self._norm(y, train, "bn2")
+        return nn.relu(self._shortcut(x, y.shape, train) + y)
+
+    def _conv(self, x: Array, features: int, size: int, stride: int, name: str) -> Array:
+        conv = Conv(features, size, stride, size // 2, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
+        return conv(x)
+
+    def _norm(self, x: Array, train: bool, name: str) -> Array:
+        return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)(x, train)
+
+    def _shortcut(self, x: Array, shape: tuple[int, ...], train: bool) -> Array:
+        if x.shape == shape:
+            return x
+        if self.shortcut == "pad":
+            return pad_shortcut(x, self.stride, shape[-1])
+        x = self._conv(x, shape[-1], 1, self.stride, f"{self.shortcut}_0")
+        return self._norm(x, train, f"{self.shortcut}_1")
+
+
+class Bottleneck(Block):
+    """Bottleneck block: 1x1, 3x3 (with the stride, as in torchvision) and 1x1 convolutions, to 4 times the width."""
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        y = self._conv(x, self.features, 1, 1, "conv1")
+        y = nn.relu(self._norm(y, train, "bn1"))
+        y = self._conv(y, self.features, 3, self.stride, "conv2")
+        y = nn.relu(self._norm(y, train, "bn2"))
+        y = self._conv(y, self.expansion * self.features, 1, 1, "conv3")
+        y = self._norm(y, train, "bn3")
+        return nn.relu(self._shortcut(x, y.shape, train) + y)
+
+
+def pad_shortcut(x: Array, stride: int, features: int) -> Array:
+    """Option A of He et al.: every ``stride``-th pixel, and zero channels on both sides up to ``features``."""
+    missing = features - x.shape[-1]
+    x = x[:, ::stride, ::stride]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
 
 
 class ResNet(nn.Module):
@@ -45,12 +87,13 @@ class ResNet(nn.Module):
     and updates the running ones in the collection ``batch_stats``, which must be mutable.
 
     Attributes:
-      stages: blocks in each of the four stages.
+      stages: blocks in each stage; four, or three in the networks for CIFAR with option A.
       num_classes: outputs.
-      width: channels of the first stage; 64 in the publications.
+      width: channels of the first stage; 64 in the publications, 16 with option A.
       stem: "cifar" (3x3 stride 1, no pooling; names of most adversarial-training code) or "imagenet" (7x7 stride 2 and
         max-pooling; torchvision's names and initialisation).
       block: the residual block.
+      shortcut: where the shape changes, "conv" (a 1x1 convolution) or "pad" (option A, which has no parameters).
       mean, std: normalisation of the input a channel, or None.
       axis_name: mesh axis of the batch, for batch statistics over all devices.
       dtype: precision of convolutions; parameters, statistics and logits are float32.
@@ -61,6 +104,7 @@ class ResNet(nn.Module):
     width: int = 64
     stem: str = "cifar"
     block: Any = Block
+    shortcut: str = "conv"
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     axis_name: str | None = None
@@ -68,9 +112,11 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False, features: bool = False) -> Any:
-        """Logits; with ``features`` also the outputs of the four stages, for self-LPIPS."""
-        imagenet = self.stem == "imagenet"
-        kernel_init = kaiming_fan_out if imagenet else torch_uniform
+        """Logits; with ``features`` also the outputs of the stages, for self-LPIPS."""
+        if self.stem not in ("cifar", "imagenet"):
+            raise ValueError(f"stem must be 'cifar' or 'imagenet'; got {self.stem!r}")
+        imagenet, pad = self.stem == "imagenet", self.shortcut == "pad"
+        kernel_init = kaiming_fan_out if imagenet else kaiming_fan_in if pad else torch_uniform
         size, stride, padding = (7, 2, 3) if imagenet else (3, 1, 1)
         x = normalise(images, self.mean, self.std)
         x = Conv(self.width, size, stride, padding, kernel_init=kernel_init, dtype=self.dtype, name="conv1")(x)
@@ -83,7 +129,7 @@ class ResNet(nn.Module):
                 x = self.block(
                     features=self.width * 2**stage,
                     stride=2 if stage > 0 and index == 0 else 1,
-                    shortcut="downsample" if imagenet else "shortcut",
+                    shortcut="pad" if pad else "downsample" if imagenet else "shortcut",
                     kernel_init=kernel_init,
                     axis_name=self.axis_name,
                     dtype=self.dtype,
@@ -93,7 +139,7 @@ class ResNet(nn.Module):
         pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         logits = nn.Dense(
             self.num_classes,
-            kernel_init=torch_uniform,
+            kernel_init=kaiming_fan_in if pad else torch_uniform,
             bias_init=torch_bias_uniform(pooled.shape[-1]),
             name="fc" if imagenet else "linear",
         )(pooled)
