@@ -1,93 +1,113 @@
-"""PyTorch state dicts: names and layouts, both ways.
+"""PyTorch's state dicts: names and layouts, both ways, and the files that hold them.
 
-Flax submodules carry PyTorch's names with ``_`` for ``.`` before a number, so the map is mechanical: ``kernel`` (HWIO
-or IO) is ``weight`` (OIHW or OI), ``scale`` is ``weight``, ``mean`` and ``var`` are ``running_mean`` and
-``running_var``.
+Flax submodules carry PyTorch's names with ``_`` for ``.`` before a number (and ``__`` for ``_``), so the map is
+mechanical: ``kernel`` (HWIO or IO) is ``weight`` (OIHW or OI), ``scale`` is ``weight``, ``mean`` and ``var`` are
+``running_mean`` and ``running_var``.
 """
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-_LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+from lagrangian_jax.interop import torch_file
+
+_LEAF = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+# Keys under which training code keeps the weights beside its optimiser and the like; the first that is there counts.
+_WRAPPERS = ("state_dict", "model_state_dict", "net", "model", "network", "params")
 
 
-def load(path: str | os.PathLike, network: nn.Module, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Any:
-    """Variables for ``network`` from a file of PyTorch weights.
+def read_state_dict(path: str | os.PathLike, entry: str | None = None) -> dict[str, np.ndarray]:
+    """The tensors in a file by PyTorch's names, in its layouts; nothing in the file is executed.
 
     Args:
-      path: a safetensors file, or a ``.pt``/``.pth`` state dict (read with ``weights_only=True``; needs PyTorch).
-      network: a network of `lagrangian_jax.models` of the same architecture.
-      image_shape: (H, W, C) of its input.
-
-    Returns:
-      ``{"params": ..., "batch_stats": ...}``.
+      path: safetensors; Flax msgpack; an orbax directory; anything else is read as a file of ``torch.save`` (.pt, .pth,
+        .th, .tar: the suffix does not matter).
+      entry: the key of the state dict, where a file holds several.
 
     Raises:
-      ValueError: names or shapes do not match; lists them.
+      ValueError: the file is damaged, or holds no state dict or several; says which.
+      OSError: it cannot be read.
     """
-    tensors = read_state_dict(path)
-    expected = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
-    flat = flax.traverse_util.flatten_dict(expected)
-    names = {leaf: torch_name(leaf) for leaf in flat}
-    missing = sorted(set(names.values()) - set(tensors))
-    surplus = sorted(n for n in set(tensors) - set(names.values()) if not n.endswith("num_batches_tracked"))
-    problems = [f"missing {', '.join(missing)}"] * bool(missing) + [f"surplus {', '.join(surplus)}"] * bool(surplus)
-    loaded = {}
-    for leaf, spec in flat.items():
-        if names[leaf] in tensors:
-            value = from_torch(tensors[names[leaf]])
-            if value.shape != spec.shape:
-                problems.append(f"{names[leaf]} has shape {value.shape}, expected {spec.shape}")
-            loaded[leaf] = jnp.asarray(value, jnp.float32)
-    if problems:
-        raise ValueError(f"{os.fspath(path)} does not fit this network: {'; '.join(problems)}")
-    return flax.traverse_util.unflatten_dict(loaded)
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        import orbax.checkpoint as ocp
 
+        with ocp.StandardCheckpointer() as checkpointer:
+            return to_state_dict(checkpointer.restore(os.path.abspath(name)))
+    if name.endswith(".msgpack"):
+        import flax.serialization
 
-def save(path: str | os.PathLike, network: nn.Module, variables: Any) -> None:
-    """Writes ``variables`` as safetensors under PyTorch's names and layouts; ``load_state_dict(strict=True)`` takes
-    them.
-
-    Args:
-      path: the file, ``.safetensors``.
-      network: the network that the variables belong to.
-      variables: ``{"params": ..., "batch_stats": ...}``.
-    """
-    from safetensors.numpy import save_file
-
-    flat = flax.traverse_util.flatten_dict(jax.device_get(variables))
-    tensors = {torch_name(leaf): np.ascontiguousarray(to_torch(np.asarray(value))) for leaf, value in flat.items()}
-    for name in [n for n in tensors if n.endswith("running_mean")]:
-        tensors[name.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
-    save_file(tensors, os.fspath(path))
-
-
-def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors or PyTorch file by name; nothing in the file is executed."""
-    if os.fspath(path).endswith(".safetensors"):
+        with open(name, "rb") as file:
+            return to_state_dict(flax.serialization.msgpack_restore(file.read()))
+    if name.endswith(".safetensors"):
+        import safetensors
         from safetensors.numpy import load_file
 
-        return load_file(os.fspath(path))
-    import torch
+        try:
+            return load_file(name)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{name} is not a safetensors file that can be read: {error}") from error
+    return _state_dict(torch_file.read(name), entry, name)
 
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "net", "model"):
-        if isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    return {name.removeprefix("module."): tensor.numpy() for name, tensor in state.items()}
+
+def _state_dict(value: Any, entry: str | None, path: str) -> dict[str, np.ndarray]:
+    if entry is not None:
+        if not isinstance(value, dict) or not isinstance(value.get(entry), dict):
+            raise ValueError(f"{path} has no entry {entry!r}; there are {', '.join(_groups(value)) or 'none'}")
+        return _state_dict(value[entry], None, path)
+    if isinstance(value, dict) and isinstance(value.get("_modules"), dict):  # a whole module was pickled
+        return _module_state(value)
+    groups = _groups(value)
+    inner = next((wrapper for wrapper in _WRAPPERS if wrapper in groups), None)
+    tensors = {} if not isinstance(value, dict) else {k: v for k, v in value.items() if isinstance(v, np.ndarray)}
+    if inner is None and not tensors:
+        if len(groups) != 1:
+            several = f"several: {', '.join(groups)}; choose one with entry=NAME" if groups else "none"
+            raise ValueError(f"{path}: expected a state dict, a dictionary of tensors; there is {several}")
+        inner = groups[0]
+    return tensors if inner is None else _state_dict(value[inner], None, path)
+
+
+def _groups(value: Any) -> list[str]:
+    """Keys under which there is a dictionary that holds tensors, at any depth."""
+
+    def holds(item: Any) -> bool:
+        return isinstance(item, dict) and any(isinstance(v, np.ndarray) or holds(v) for v in item.values())
+
+    return [name for name, item in value.items() if holds(item)] if isinstance(value, dict) else []
+
+
+def _module_state(module: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    tensors = {**module.get("_parameters", {}), **module.get("_buffers", {})}
+    state = {prefix + name: tensor for name, tensor in tensors.items() if isinstance(tensor, np.ndarray)}
+    for name, child in module.get("_modules", {}).items():
+        if isinstance(child, dict):
+            state |= _module_state(child, f"{prefix}{name}.")
+    return state
+
+
+def to_state_dict(variables: Any) -> dict[str, np.ndarray]:
+    """Flax variables, ``{"params": ..., "batch_stats": ...}``, under PyTorch's names and in its layouts."""
+    flat = flax.traverse_util.flatten_dict(jax.device_get(variables))
+    return {torch_name(leaf): np.ascontiguousarray(to_torch(np.asarray(value))) for leaf, value in flat.items()}
 
 
 def torch_name(leaf: tuple[str, ...]) -> str:
-    """('params', 'layer1_0', 'conv1', 'kernel') -> 'layer1.0.conv1.weight'."""
+    """The name in PyTorch of a leaf of Flax variables.
+
+    >>> torch_name(("params", "layer1_0", "conv1", "kernel"))
+    'layer1.0.conv1.weight'
+    >>> torch_name(("batch_stats", "layer_0", "block_2", "batchnorm__1", "mean"))
+    'layer.0.block.2.batchnorm_1.running_mean'
+    """
     *modules, last = leaf[1:]
-    return ".".join([re.sub(r"_(\d+)$", r".\1", module) for module in modules] + [_LEAF[last]])
+    names = [re.sub(r"(?<!_)_(\d+)$", r".\1", module).replace("__", "_") for module in modules]
+    return ".".join([*names, _LEAF.get(last, last)])
 
 
 def from_torch(value: np.ndarray) -> np.ndarray:
@@ -98,3 +118,8 @@ def from_torch(value: np.ndarray) -> np.ndarray:
 def to_torch(value: np.ndarray) -> np.ndarray:
     """HWIO -> OIHW, IO -> OI."""
     return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+
+
+def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in PyTorch of a Flax array."""
+    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]

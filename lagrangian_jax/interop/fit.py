@@ -1,0 +1,102 @@
+"""Which network a set of named tensors belongs to."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from lagrangian_jax import models
+from lagrangian_jax.interop.torch import torch_name, torch_shape
+
+Leaf = tuple[str, ...]
+Shape = tuple[int, ...]
+
+# No weights: counts of batches, a normalisation, and layers that TRADES' WideResNet makes and never runs.
+MEAN, STD = re.compile(r"(^|\.)(new_)?(mean|mu)$"), re.compile(r"(^|\.)(new_)?(std|sigma)$")
+UNUSED = re.compile(rf"(^|\.)(num_batches_tracked$|sub_block1\.)|{MEAN.pattern}|{STD.pattern}")
+
+# Registered networks, and variants of them that have other tensors.
+_CANDIDATES: tuple[tuple[str, dict[str, Any]], ...] = (
+    *((name, {}) for name in models.names()),
+    *((name, {"stem": "imagenet"}) for name in ("resnet18", "resnet34", "resnet50")),
+    ("preact_resnet18", {"final_norm": True}),
+)
+# Where the tensors tell a size: of the head, the number of classes; of the stem, the width; of the first block, too.
+_HEADS = ("fc.weight", "linear.weight", "logits.weight", "classifier.6.weight")
+_STEMS = ("conv1.weight", "conv_2d.weight", "features.0.weight")
+_FIRST_BLOCKS = ("block1.layer.0.conv1.weight", "layer.0.block.0.conv_0.weight")
+
+
+def leaves(network: nn.Module, image_shape: tuple[int, int, int] | None = None) -> dict[str, tuple[Leaf, Shape]]:
+    """PyTorch's name of every weight and statistic of a network, with its place in the variables and PyTorch's shape.
+
+    >>> leaves(models.create("resnet18"))["linear.weight"]
+    (('params', 'linear', 'kernel'), (10, 512))
+    """
+    images = jnp.zeros((1, *(image_shape or default_image_shape(network))))
+    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), images))
+    flat = flax.traverse_util.flatten_dict(variables)
+    return {torch_name(leaf): (leaf, torch_shape(value.shape)) for leaf, value in flat.items()}
+
+
+def default_image_shape(network: nn.Module) -> tuple[int, int, int]:
+    """(H, W, C) of what a network was made for."""
+    size = 224 if getattr(network, "stem", None) == "imagenet" else 32
+    return size, size, 3
+
+
+def common_prefix(names: Iterable[str], expected: Iterable[str]) -> str:
+    """What stands before the expected names in most of ``names``, such as "module."; of equals, the shortest.
+
+    >>> common_prefix(["0.mean", "1.conv1.weight", "1.fc.bias"], ["conv1.weight", "fc.bias"])
+    '1.'
+    """
+    known, counts = set(expected), Counter[str]()
+    for name in names:
+        ends = [0, *(match.end() for match in re.finditer(r"\.", name))]
+        counts.update(name[:end] for end in ends if name[end:] in known)
+    return min(counts, key=lambda prefix: (-counts[prefix], len(prefix)), default="")
+
+
+def suggestion(shapes: Mapping[str, Shape], network: nn.Module) -> str:
+    """The registered network that tensors fit best, as a sentence; "" where none fits better than ``network``.
+
+    Args:
+      shapes: of the tensors, by PyTorch's names.
+      network: the one that was tried.
+    """
+    best, score = "", _overlap(shapes, network)
+    for name, variant in _CANDIDATES:
+        parameters = variant | _sizes(shapes, name, variant)
+        overlap = _overlap(shapes, models.create(name, **parameters))
+        if overlap > score:
+            given = "".join(f", {key}={value!r}" for key, value in parameters.items())
+            best, score = f'lagrangian_jax.models.create("{name}"{given})', overlap
+    return best and f" What fits {'it' if score == 1 else 'best, though not fully,'} is {best}."
+
+
+def _overlap(shapes: Mapping[str, Shape], network: nn.Module) -> float:
+    """The share of equal name and shape, of the weights that are in either."""
+    expected = {name: shape for name, (_, shape) in leaves(network).items()}
+    prefix = common_prefix(shapes, expected)
+    given = {name.removeprefix(prefix): shape for name, shape in shapes.items() if not UNUSED.search(name)}
+    equal = sum(given.get(name) == shape for name, shape in expected.items())
+    return equal / len(given.keys() | expected.keys())
+
+
+def _sizes(shapes: Mapping[str, Shape], name: str, variant: Mapping[str, Any]) -> dict[str, int]:
+    """Sizes that the tensors tell, where they are not a network's defaults."""
+    prefix = common_prefix(shapes, leaves(models.create(name, **variant)))
+
+    def channels(names: Iterable[str]) -> int | None:
+        return next((shapes[prefix + n][0] for n in names if prefix + n in shapes), None)
+
+    factor = (channels(_FIRST_BLOCKS) or 0) // 16
+    told = {"num_classes": channels(_HEADS), "width": channels(_STEMS), "widen_factor": factor}
+    defaults = models.parameters(name)
+    return {key: size for key, size in told.items() if size and key in defaults and size != defaults[key]}

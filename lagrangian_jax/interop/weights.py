@@ -1,0 +1,158 @@
+"""Weights into a network and out of it."""
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lagrangian_jax.interop import fit
+from lagrangian_jax.interop.torch import from_torch, read_state_dict, to_state_dict
+
+
+def load(
+    path: str | os.PathLike,
+    network: nn.Module,
+    image_shape: tuple[int, int, int] | None = None,
+    *,
+    entry: str | None = None,
+) -> Any:
+    """Variables for ``network`` from a file of weights.
+
+    PyTorch's names may have a prefix (``module.``, ``model.``, ``1.``, ...), and the state dict may lie under a key
+    (``state_dict``, ``net``, ``model``, ...). A normalisation among the weights must be that of ``network``.
+
+    Args:
+      path: a PyTorch state dict (weights only: nothing in it is executed; PyTorch is not needed), safetensors, a Flax
+        msgpack file or an orbax directory.
+      network: a network of `lagrangian_jax.models` of the same architecture.
+      image_shape: (H, W, C) of its input; by default (224, 224, 3) where its stem is "imagenet", else (32, 32, 3).
+      entry: the key of the state dict in a file that holds several, such as "best".
+
+    Returns:
+      ``{"params": ..., "batch_stats": ...}``, float32.
+
+    Raises:
+      ValueError: tensors are missing, surplus or of another shape: lists them, and the network that would fit best. Or
+        the file is damaged, or holds another normalisation than the network's.
+      OSError: the file cannot be read.
+
+    RobustBench's model zoo says which architecture and normalisation each of its networks has::
+
+        network = lj.models.create("wide_resnet28_10")
+        variables = lj.interop.load("models/cifar10/Linf/Carmon2019Unlabeled.pt", network)
+        result = lj.evaluation.run(lambda v, x: network.apply(v, x), images, labels, variables=variables)
+    """
+    tensors = read_state_dict(path, entry)
+    leaves = fit.leaves(network, image_shape)
+    prefix = fit.common_prefix(tensors, leaves)
+    found = {name: tensors[prefix + name] for name in leaves if prefix + name in tensors}
+    rest = {name: value for name, value in tensors.items() if name.removeprefix(prefix) not in found}
+    missing = [name for name in leaves if name not in found]
+    surplus = [name for name, x in rest.items() if not fit.UNUSED.search(name) and not _copy(name, x, found)]
+    misshapen = [f"{n} {x.shape}, expected {leaves[n][1]}" for n, x in found.items() if x.shape != leaves[n][1]]
+    if missing or surplus or misshapen:
+        problems = _listed("missing", missing) + _listed("surplus", surplus) + _listed("of another shape", misshapen)
+        better = fit.suggestion({name: x.shape for name, x in tensors.items()}, network)
+        raise ValueError(f"{os.fspath(path)} does not fit this network: {'; '.join(problems)}.{better}")
+    _check_normalisation(rest, network, os.fspath(path))
+    flat = {leaves[name][0]: jnp.asarray(from_torch(x), jnp.float32) for name, x in found.items()}
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+def _copy(name: str, value: np.ndarray, found: Mapping[str, np.ndarray]) -> bool:
+    """Whether a tensor is one of the network's a second time: attack objects that hold the network save it again."""
+    return any(name.endswith(f".{known}") and np.array_equal(value, x) for known, x in found.items())
+
+
+def _listed(what: str, names: Sequence[str], most: int = 12) -> list[str]:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return [f"{what}: {', '.join(names[:most])}{more}"] if names else []
+
+
+def _check_normalisation(rest: Mapping[str, np.ndarray], network: nn.Module, path: str) -> None:
+    for attribute, pattern, neutral in (("mean", fit.MEAN, 0.0), ("std", fit.STD, 1.0)):
+        ours = getattr(network, attribute, None)
+        for name, value in rest.items():
+            if pattern.search(name) and not np.allclose(value.ravel(), neutral if ours is None else ours, atol=1e-4):
+                given = tuple(round(float(x), 6) for x in value.ravel())
+                raise ValueError(
+                    f"{path} holds a normalisation, {name} = {given}, where this network has {attribute} = {ours}; "
+                    f"create it with that {attribute}"
+                )
+
+
+def save(
+    path: str | os.PathLike, network: nn.Module, variables: Any, image_shape: tuple[int, int, int] | None = None
+) -> None:
+    """Writes a network's weights, in the form that the name tells.
+
+    ==================  ================================================================================================
+    ``.safetensors``    PyTorch's names and layouts: ``load_state_dict(load_file(path), strict=True)`` takes them
+    ``.msgpack``        ``flax.serialization.msgpack_restore`` gives the variables
+    no suffix           an orbax directory, for ``orbax.checkpoint.StandardCheckpointer``
+    ``.stablehlo``      the whole network, weights and normalisation inside, for batches of any size on CPU, GPU and
+                        TPU; `load_function` and ``jax.export.deserialize`` read it, with its gradient, so that it can
+                        be attacked. Needs ``pip install 'lagrangian_jax[export]'``.
+    ==================  ================================================================================================
+
+    `load` reads the first three. There is no ONNX file: StableHLO is what JAX exports.
+
+    Args:
+      path: where; an existing file is replaced.
+      network: the network that the variables belong to.
+      variables: ``{"params": ..., "batch_stats": ...}``.
+      image_shape: (H, W, C) of the input of a ``.stablehlo`` file; the default is that of `load`.
+
+    Raises:
+      ValueError: another suffix.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save_file
+
+        save_file(torch_tensors(network, variables), path, {"format": "pt"})
+    elif path.suffix == ".msgpack":
+        import flax.serialization
+
+        path.write_bytes(flax.serialization.msgpack_serialize(jax.device_get(variables)))
+    elif path.suffix == ".stablehlo":
+        path.write_bytes(_exported(network, variables, image_shape))
+    elif not path.suffix:
+        import orbax.checkpoint as ocp
+
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute(), variables, force=True)
+    else:
+        raise ValueError(f"{path}: expected .safetensors, .msgpack, .stablehlo or a directory's name without a suffix")
+
+
+def torch_tensors(network: nn.Module, variables: Any) -> dict[str, np.ndarray]:
+    """The state dict that PyTorch's class of the same architecture has."""
+    tensors = to_state_dict(variables)
+    for name in [name for name in tensors if name.endswith("running_mean")]:
+        tensors[name.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
+    return tensors | (network.torch_buffers() if hasattr(network, "torch_buffers") else {})
+
+
+def _exported(network: nn.Module, variables: Any, image_shape: tuple[int, int, int] | None) -> bytes:
+    shape = image_shape or fit.default_image_shape(network)
+    logits_fn = jax.jit(lambda images: network.apply(variables, images, train=False))
+    batch = jax.export.symbolic_shape(f"batch, {', '.join(map(str, shape))}")
+    images = jax.ShapeDtypeStruct(batch, jnp.float32)
+    exported = jax.export.export(logits_fn, platforms=("cpu", "cuda", "tpu"))(images)
+    return bytes(exported.serialize(vjp_order=1))
+
+
+def load_function(path: str | os.PathLike) -> Callable[[Array], Array]:
+    """``logits_fn(images) -> (B, K)`` from a ``.stablehlo`` file of `save` or of ``jax.export``.
+
+    It needs neither the network's code nor its weights, and every attack takes it.
+    """
+    return jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call
