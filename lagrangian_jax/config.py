@@ -65,6 +65,12 @@ def default() -> ConfigDict:
     config.train.log_steps = 50
     config.train.checkpoint_steps = 0  # besides the end of every epoch; 0: only there
 
+    config.regularisation = ConfigDict()  # on top of any method; see `methods.regularisation`
+    config.regularisation.label_smoothing = 0.0
+    config.regularisation.weight_perturbation = 0.0  # gamma of adversarial weight perturbation
+    config.regularisation.variation = 0.0  # weight of the distance between outputs on clean and crafted images
+    config.regularisation.variation_of = "logits"  # or "features"
+
     config.validation = ConfigDict()  # robust accuracy on the held-out images, after every epoch
     config.validation.attack = "pgd_l2"
     config.validation.bound = 1.0
@@ -130,6 +136,16 @@ def smoke(config: ConfigDict, batch_size: int, steps: int, examples: int) -> Non
     config.evaluation.suite = "quick"
     config.evaluation.examples = examples
     config.evaluation.batch_size = examples
+
+
+def early_stopping(config: ConfigDict) -> None:
+    """The epoch of best robust accuracy on 1,000 held-out images; for PGD training, against the attack trained with."""
+    config.data.validation = 1000
+    config.evaluation.checkpoint = "best"
+    if config.method.name in ("pgd_linf", "pgd_l2"):
+        config.validation.attack = config.method.name
+        for name in ("bound", "steps", "step_size"):
+            config.validation[name] = config.method[name]
 
 
 def evaluation_statistics(config: ConfigDict) -> None:

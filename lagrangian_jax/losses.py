@@ -47,15 +47,28 @@ def margin(logits: Array, labels: Array, kappa: float = jnp.inf) -> Array:
     return jnp.where(value > kappa, jnp.asarray(kappa, value.dtype), value)
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Softmax cross-entropy, -log p_y.
+def soft_margin(logits: Array, labels: Array) -> Array:
+    r"""MMA's soft logit margin, :math:`\log \sum_{k \ne y} e^{z_k} - z_y`; negative where the label wins clearly.
+
+    >>> import jax.numpy as jnp
+    >>> print(soft_margin(jnp.array([[3.0, 1.0], [0.0, 5.0]]), jnp.array([0, 0])))
+    [-2.  5.]
+    """
+    others = jnp.where(_true_class(logits, labels), -jnp.inf, logits)
+    return jax.nn.logsumexp(others, axis=-1) - label_logit(logits, labels)
+
+
+def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
+    """Softmax cross-entropy, -log p_y; with ``smoothing`` s, (1 - s) of that and s of the mean of -log p over classes.
 
     >>> import jax.numpy as jnp
     >>> print(cross_entropy(jnp.zeros((1, 4)), jnp.array([2])))
     [1.3862944]
     """
     # Not logsumexp minus the logit: its rounding would swamp the small losses of confident networks.
-    return -label_logit(jax.nn.log_softmax(logits), labels)
+    log_p = jax.nn.log_softmax(logits)
+    sharp = -label_logit(log_p, labels)
+    return (1 - smoothing) * sharp - smoothing * jnp.mean(log_p, axis=-1) if smoothing else sharp
 
 
 def kl_divergence(logits_p: Array, logits_q: Array) -> Array:
@@ -83,6 +96,7 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
     return difference / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
 
 
-def boosted_cross_entropy(logits: Array, labels: Array) -> Array:
-    """MART's loss on adversarial logits: -log p_y - log(1.0001 - max_{k != y} p_k + 1e-12)."""
-    return cross_entropy(logits, labels) - jnp.log(1.0001 - best_other_logit(jax.nn.softmax(logits), labels) + 1e-12)
+def boosted_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
+    """MART's loss on adversarial logits: -log p_y - log(1.0001 - max_{k != y} p_k + 1e-12); smooths the first term."""
+    largest = best_other_logit(jax.nn.softmax(logits), labels)
+    return cross_entropy(logits, labels, smoothing) - jnp.log(1.0001 - largest + 1e-12)

@@ -15,6 +15,7 @@ from lagrangian_jax import losses
 from lagrangian_jax.attacks.attack import fold_in, l2_norm
 from lagrangian_jax.data.augmentation import augment, unit_interval
 from lagrangian_jax.methods import Batch, Method, Network
+from lagrangian_jax.methods.regularisation import Regularisation, perturbed, variation
 from lagrangian_jax.models.forward import bind
 from lagrangian_jax.parallel import AXIS, per_device
 from lagrangian_jax.state import TrainState
@@ -26,7 +27,7 @@ class Metrics(NamedTuple):
     """Sums over the global batch; divide by ``examples``.
 
     Attributes:
-      loss: of the method.
+      loss: of the method, with its regularisation.
       correct: crafted images classified correctly, in the pass that is differentiated.
       perturbation_l2: l2 norms of the perturbations.
       saturated: examples whose margin on the crafted image is 1 or more.
@@ -47,6 +48,7 @@ def training_step(
     augmentation: dict[str, Any] | None,
     steps_per_epoch: int,
     average: float,
+    regularisation: Regularisation = Regularisation(),  # noqa: B008, it is immutable
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
     """``step(state, images, labels, index) -> (state, metrics)`` for one device of the mesh axis ``data``.
 
@@ -57,12 +59,14 @@ def training_step(
       augmentation: parameters of `data.augmentation.augment`, or None for images that come augmented.
       steps_per_epoch: for methods that change with the epoch.
       average: decay of the moving average of parameters and statistics; 0 keeps none.
+      regularisation: what is added to the method's loss.
     """
+    smoothing, gamma, weight, space = regularisation.checked()
 
     def step(state: TrainState, images: Array, labels: Array, index: Array) -> tuple[TrainState, Metrics]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), index)
         images = unit_interval(images) if augmentation is None else augment(fold_in(keys, 0), images, **augmentation)
-        batch = Batch(images, labels, index)
+        batch = Batch(images, labels, index, smoothing)
 
         # Craft. Batch statistics, where the method's attack uses them, are those of this device's examples: its loop
         # has no collective in it. Their running averages are brought together once, after it.
@@ -77,15 +81,24 @@ def training_step(
         crafted = lax.stop_gradient(crafted)
         batch_stats = lax.pmean(crafted.batch_stats, AXIS)
 
-        # Differentiate the mean loss of the global batch.
+        # Differentiate the mean loss of the global batch, at the weights or near them.
         total = labels.shape[0] * lax.axis_size(AXIS)
 
         def objective(params):
             outcome = method.loss(bind(network, params, "train", AXIS), batch_stats, batch, crafted)
+            if weight:
+                features = bind(network, params, "batch", AXIS, features=space == "features")
+                clean, _ = features(images, batch_stats)
+                moved = features(crafted.images, batch_stats)[0] if space == "features" else outcome.logits
+                outcome = outcome._replace(losses=outcome.losses + weight * variation(clean, moved))
             return jnp.sum(outcome.losses) / total, outcome
 
-        gradient, outcome = jax.grad(objective, has_aux=True)(state.params)
-        gradient = lax.psum(gradient, AXIS)
+        def differentiate(params):
+            gradient, outcome = jax.grad(objective, has_aux=True)(params)
+            return lax.psum(gradient, AXIS), outcome
+
+        params = perturbed(state.params, differentiate(state.params)[0], gamma) if gamma else state.params
+        gradient, outcome = differentiate(params)
 
         # Update.
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -131,6 +144,12 @@ def resident_steps(step: Callable, mesh: Mesh) -> Callable[..., tuple[TrainState
     """
 
     def steps(state, images, labels, index):
+        for rows in jax.tree.leaves(state.memory):
+            if len(rows) != len(labels):  # an index beyond its end would be clamped, not refused
+                raise ValueError(
+                    f"memory: expected a row for each of the {len(labels)} training images; got {len(rows)}"
+                )
+
         def one(state, rows):
             return step(state, images[rows], labels[rows], rows)
 

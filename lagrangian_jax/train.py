@@ -22,6 +22,7 @@ from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.config import Interrupted, NotFinite
 from lagrangian_jax.data.augmentation import unit_interval
 from lagrangian_jax.data.stream import epoch_order
+from lagrangian_jax.methods.regularisation import Regularisation
 from lagrangian_jax.models.forward import apply, bind
 from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.state import TrainState, initial_state
@@ -84,11 +85,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     optimizer = build_optimizer(config, schedule)
     augmentation = config.augmentation.to_dict() if resident else None
 
-    def compiled(method: methods.Method) -> Callable:
-        step = training_step(network, method, optimizer, augmentation, steps_per_epoch, config.train.average)
+    def compiled(method: methods.Method, regularisation: Regularisation) -> Callable:
+        average = config.train.average
+        step = training_step(network, method, optimizer, augmentation, steps_per_epoch, average, regularisation)
         return resident_steps(step, mesh) if resident else streaming_step(step, mesh)
 
-    clean, adversarial = compiled(methods.create("standard")), compiled(method)
+    regularisation = build_regularisation(config)
+    clean = compiled(methods.create("standard"), Regularisation(regularisation.label_smoothing))
+    adversarial = compiled(method, regularisation)
     count_correct, validate = build_counter(network, mesh), build_validation(config, network, mesh)
 
     # ---- The state: new, or that of the last checkpoint ------------------------------------
@@ -220,6 +224,14 @@ def build_network(config: ConfigDict, num_classes: int) -> nn.Module:
 def build_method(config: ConfigDict) -> methods.Method:
     """The training method of a configuration."""
     return methods.create(config.method.name, **{k: v for k, v in config.method.items() if k != "name"})
+
+
+def build_regularisation(config: ConfigDict) -> Regularisation:
+    """What a configuration adds to the method's loss."""
+    regularisation = Regularisation(**config.regularisation)
+    if regularisation.variation and config.method.name == "standard":
+        raise ValueError("regularisation.variation: expected 0 with the method 'standard', which crafts no images")
+    return regularisation
 
 
 def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -6,17 +6,26 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 from jax import Array
 
+from lagrangian_jax.attacks.attack import LogitsFn
 from lagrangian_jax.attacks.gradient import Forward
 from lagrangian_jax.losses import cross_entropy
 from lagrangian_jax.models.forward import bind
 
 
 class Batch(NamedTuple):
-    """A training batch: images (B, H, W, C) in [0, 1], labels (B,), and the index of each in the training set, (B,)."""
+    """A training batch.
+
+    Attributes:
+      images: (B, H, W, C) in [0, 1].
+      labels: (B,).
+      indices: (B,), the row of each in the training set.
+      smoothing: of the labels, in the cross-entropies of `Method.loss`; attacks do not smooth.
+    """
 
     images: Array
     labels: Array
     indices: Array
+    smoothing: float = 0.0
 
 
 class Network(NamedTuple):
@@ -29,6 +38,16 @@ class Network(NamedTuple):
     def bind(self, statistics: str) -> Forward:
         """``forward(images, batch_stats)`` in a mode of batch normalisation, on this device's examples alone."""
         return bind(self.module, self.params, statistics)
+
+    def logits_fn(self, statistics: str) -> LogitsFn:
+        """``images -> logits`` for attacks that carry no state: "eval", or "batch", which leaves the averages alone."""
+        if statistics == "train":
+            raise ValueError(
+                "method.statistics: expected 'eval' or 'batch', since this method's attack keeps no running averages; "
+                "got 'train'"
+            )
+        forward = self.bind(statistics)
+        return lambda images: forward(images, self.batch_stats)[0]
 
 
 class Crafted(NamedTuple):
@@ -75,4 +94,4 @@ class Method(NamedTuple):
 def adversarial_cross_entropy(forward: Forward, batch_stats: Any, batch: Batch, crafted: Crafted) -> Outcome:
     """Cross-entropy on the crafted images alone, as in Madry et al. 2018 and the paper's released code."""
     logits, batch_stats = forward(crafted.images, batch_stats)
-    return Outcome(cross_entropy(logits, batch.labels), logits, batch_stats)
+    return Outcome(cross_entropy(logits, batch.labels, batch.smoothing), logits, batch_stats)

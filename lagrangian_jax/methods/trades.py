@@ -10,16 +10,18 @@ from lagrangian_jax.losses import boosted_cross_entropy, cross_entropy, kl_diver
 from lagrangian_jax.methods.method import Crafted, Method, Outcome
 
 
-def trades_loss(clean: Array, adversarial: Array, labels: Array, beta: float) -> Array:
+def trades_loss(clean: Array, adversarial: Array, labels: Array, beta: float, smoothing: float = 0.0) -> Array:
     """CE(clean) + beta KL(clean || adversarial), an example, (B,); differentiable in both logits (B, K)."""
-    return cross_entropy(clean, labels) + beta * kl_divergence(clean, adversarial)
+    return cross_entropy(clean, labels, smoothing) + beta * kl_divergence(clean, adversarial)
 
 
-def mart_loss(clean: Array, adversarial: Array, labels: Array, beta: float) -> Array:
+def mart_loss(clean: Array, adversarial: Array, labels: Array, beta: float, smoothing: float = 0.0) -> Array:
     """BCE(adversarial) + beta KL(clean || adversarial) (1 - p_y(clean)), an example, (B,); guards as published."""
     p, q = jax.nn.softmax(clean), jax.nn.softmax(adversarial)
     divergence = jnp.sum(p * (jax.nn.log_softmax(clean) - jnp.log(q + 1e-12)), axis=-1)
-    return boosted_cross_entropy(adversarial, labels) + beta * divergence * (1.0000001 - label_logit(p, labels))
+    return boosted_cross_entropy(adversarial, labels, smoothing) + beta * divergence * (
+        1.0000001 - label_logit(p, labels)
+    )
 
 
 def trades(
@@ -52,7 +54,8 @@ def trades(
         clean, batch_stats = forward(batch.images, batch_stats)
         adversarial, batch_stats = forward(crafted.images, batch_stats)
         _, batch_stats = forward(batch.images, batch_stats)
-        return Outcome(trades_loss(clean, adversarial, batch.labels, beta), adversarial, batch_stats)
+        losses = trades_loss(clean, adversarial, batch.labels, beta, batch.smoothing)
+        return Outcome(losses, adversarial, batch_stats)
 
     return Method(craft, loss)
 
@@ -82,7 +85,8 @@ def mart(
     def loss(forward, batch_stats, batch, crafted):
         clean, batch_stats = forward(batch.images, batch_stats)
         adversarial, batch_stats = forward(crafted.images, batch_stats)
-        return Outcome(mart_loss(clean, adversarial, batch.labels, beta), adversarial, batch_stats)
+        losses = mart_loss(clean, adversarial, batch.labels, beta, batch.smoothing)
+        return Outcome(losses, adversarial, batch_stats)
 
     return Method(craft, loss)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import Array
 
 STATISTICS = ("train", "batch", "eval")
@@ -17,7 +18,7 @@ def apply(network: nn.Module, variables: Any, images: Array) -> Array:
 
 
 def bind(
-    network: nn.Module, params: Any, statistics: str, axis_name: str | None = None
+    network: nn.Module, params: Any, statistics: str, axis_name: str | None = None, features: bool = False
 ) -> Callable[[Array, Any], tuple[Array, Any]]:
     """``forward(images, batch_stats) -> (logits, batch_stats)`` for fixed parameters.
 
@@ -27,17 +28,22 @@ def bind(
       statistics: what batch normalisation uses. "train": statistics of the batch, and the running averages take them
         in; "batch": statistics of the batch, running averages untouched; "eval": the running averages, untouched.
       axis_name: mesh axis over which batch statistics are taken; None for those of the device's own examples.
+      features: in place of the logits, the features of the last stage averaged over positions, (B, C) float32.
     """
     if statistics not in STATISTICS:
         raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}; got {statistics!r}")
     if hasattr(network, "axis_name"):
         network = network.clone(axis_name=axis_name)
+    options: dict[str, Any] = {"features": True} if features else {}
+
+    def wanted(output):
+        return jnp.mean(output[1][-1].astype(jnp.float32), axis=(1, 2)) if features else output
 
     def forward(images, batch_stats):
         variables = {"params": params, "batch_stats": batch_stats}
         if statistics == "eval":
-            return network.apply(variables, images, train=False), batch_stats
-        logits, updated = network.apply(variables, images, train=True, mutable=["batch_stats"])
-        return logits, updated.get("batch_stats", batch_stats) if statistics == "train" else batch_stats
+            return wanted(network.apply(variables, images, train=False, **options)), batch_stats
+        output, updated = network.apply(variables, images, train=True, mutable=["batch_stats"], **options)
+        return wanted(output), updated.get("batch_stats", batch_stats) if statistics == "train" else batch_stats
 
     return forward
