@@ -4,10 +4,18 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from lagrangian_jax.methods.carlini_wagner import carlini_wagner
+from lagrangian_jax.methods.ddn import ddn
+from lagrangian_jax.methods.iaat import iaat
+from lagrangian_jax.methods.jpeg import jpeg
 from lagrangian_jax.methods.lagrangian import lagrangian
 from lagrangian_jax.methods.method import Batch, Crafted, Method, Network, Outcome
+from lagrangian_jax.methods.mma import mma
+from lagrangian_jax.methods.msd import msd
+from lagrangian_jax.methods.pat import pat
 from lagrangian_jax.methods.pgd import pgd_l2, pgd_linf
 from lagrangian_jax.methods.standard import standard
+from lagrangian_jax.methods.threshold import threshold_l2, threshold_linf
 from lagrangian_jax.methods.trades import mart, trades
 from lagrangian_jax.names import unknown
 
@@ -18,6 +26,15 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pgd_l2": pgd_l2,
     "trades": trades,
     "mart": mart,
+    "msd": msd,
+    "ddn": ddn,
+    "mma": mma,
+    "iaat": iaat,
+    "threshold_linf": threshold_linf,
+    "threshold_l2": threshold_l2,
+    "pat": pat,
+    "jpeg": jpeg,
+    "carlini_wagner": carlini_wagner,
 }
 
 __all__ = ["METHODS", "Batch", "Crafted", "Method", "Network", "Outcome", "create", "names", "parameters"]

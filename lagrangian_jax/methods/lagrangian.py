@@ -1,5 +1,8 @@
 """The paper's method: train on images of the Lagrangian attack."""
 
+from jax import Array
+
+from lagrangian_jax.attacks.attack import fold_in, uniform
 from lagrangian_jax.attacks.lagrangian import lagrangian_with_state
 from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy
 
@@ -12,6 +15,7 @@ def lagrangian(
     decay: float = 0.1,
     init_std: float = 0.01,
     kappa: float = 1.0,
+    multiplier_spread: float = 1.0,
     statistics: str = "train",
 ) -> Method:
     """Training with the Lagrangian attack (Algorithm 1); cross-entropy on the adversarial images.
@@ -20,6 +24,8 @@ def lagrangian(
     ones too.
 
     Args:
+      multiplier_spread: s; 1 is the paper's one multiplier for all. Above it each example draws its own in every step,
+        log-uniformly between multiplier / s and multiplier * s, so that training sees perturbations of many sizes.
       statistics: batch normalisation in the attack. "train" is the released code's: the network is never switched to
         evaluation mode, so each of the attack's forward passes uses the statistics of the perturbed batch and updates
         the running averages, 6 updates an iteration with the outer one. "eval" uses the running averages, and nothing
@@ -29,7 +35,11 @@ def lagrangian(
     the cross-entropy.
     """
 
+    if multiplier_spread < 1:
+        raise ValueError(f"method.multiplier_spread: expected 1 or more; got {multiplier_spread}")
+
     def craft(keys, network, batch, memory, epoch):
+        own = multiplier * random_factors(fold_in(keys, 1), multiplier_spread) if multiplier_spread > 1 else multiplier
         images, batch_stats = lagrangian_with_state(
             keys,
             network.bind(statistics),
@@ -38,7 +48,7 @@ def lagrangian(
             batch.labels,
             steps=steps,
             step_size=step_size,
-            multiplier=multiplier,
+            multiplier=own,
             decay=decay,
             init_std=init_std,
             kappa=kappa,
@@ -46,3 +56,8 @@ def lagrangian(
         return Crafted(images, batch_stats, memory)
 
     return Method(craft, adversarial_cross_entropy)
+
+
+def random_factors(keys: Array, spread: float) -> Array:
+    """A factor an example, (B,), log-uniform between 1 / spread and spread."""
+    return spread ** uniform(keys, (), -1.0, 1.0)
