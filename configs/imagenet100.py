@@ -5,18 +5,37 @@
 The paper's Table 2: clean 70.25, unseen mean 53.21. Images stream from TFDS `imagenet2012` through Grain; the decoding
 processes are ``data.workers``. Differences from the released script: the last partial batch of an epoch is dropped.
 
+The methods are those of Table 2. The paper trains them by this recipe and tunes the strength of each attack towards a
+clean accuracy of 70 %, but tells no strength except its own; no code of the others was released:
+
+  method            original trained                             chosen here
+  lagrangian        -                                            released code: multiplier 0.45, step size 0.25
+  pgd_linf, pgd_l2  robust_overfitting has no ImageNet;          4/255 and 4.0, the budgets of Table 2's columns, in 10
+                    ImageNet at 4/255 is common                  steps of a quarter of the bound
+  pat               ResNet-50, self-LPIPS or AlexNet at 0.25     AlexNet at 0.25, the paper's distance, 10 steps; needs
+                                                                 ``--config.method.weights=FILE``, or
+                                                                 ``--config.method.distance=self_lpips``
+  jpeg              UAR: ResNet-50, 10 steps, a random wrong     0.5, four times the column's budget, 10 untargeted
+                    class, bound scaled at random, learning      steps; the paper's row is at clean 72.43
+                    rate warmed up over 5 epochs
+
 Presets, after the method: ``configs/imagenet100.py:lagrangian,fast``
-  fast   bfloat16, batch 512, evaluation-mode statistics in the attack, averaged weights, best by validation
-  smoke  a few steps at 64 pixels on a tiny network
+  early_stopping  the paper's ES rows: the epoch of best robust accuracy on 1,000 held-out training images
+  fast            bfloat16, batch 512, evaluation-mode statistics in the attack, averaged weights, best by validation
+  smoke           a few steps at 64 pixels on a tiny network
 """
 
 from ml_collections import ConfigDict
 
-from lagrangian_jax.config import choose, default, evaluation_statistics, smoke
+from lagrangian_jax.config import choose, default, early_stopping, evaluation_statistics, smoke
 
 METHODS: dict[str, dict] = {
     "lagrangian": dict(multiplier=0.45, step_size=0.25, steps=5),
     "standard": {},
+    "pgd_linf": dict(bound=4 / 255, steps=10, step_size=1 / 255),
+    "pgd_l2": dict(bound=4.0, steps=10, step_size=1.0),
+    "pat": dict(distance="lpips_alexnet", bound=0.25),
+    "jpeg": dict(bound=0.5),
 }
 
 
@@ -55,4 +74,5 @@ def get_config(options: str = "") -> ConfigDict:
     config.validation.step_size = 1.0
     config.evaluation.suite = "imagenet100_table2"
     config.evaluation.batch_size = 128
-    return choose(config, options, METHODS, {"fast": fast, "smoke": small_smoke})
+    presets = {"early_stopping": early_stopping, "fast": fast, "smoke": small_smoke}
+    return choose(config, options, METHODS, presets)
