@@ -141,17 +141,17 @@ FIVE_STEPS: dict[str, dict] = {
 def comparison(config: ConfigDict) -> None:
     """For a CPU, every method at one budget: as many images seen, and attacks of as many gradients as Lagrangian's.
 
-    The Table 1 attacks on 1,000 test images, every class its share.
+    Table 1's attacks on 1,000 test images, every class its share. On one core a step takes 0.2 s (standard) to 1.4 s
+    (pat), a training 3 to 16 minutes, an evaluation about 40.
     """
     config.network.width = 16
     config.train.epochs = 4
     config.train.clean_epochs = 1
     config.train.batch_size = 64
-    config.train.steps = 200
+    config.train.steps = 190
     config.train.checkpoint_steps = 50
     config.optimizer.schedule = "linear"
     config.optimizer.warmup = 0.5
-    config.data.validation = 1024
     config.evaluation.examples = 1000
     config.evaluation.batch_size = 125
     for name, value in FIVE_STEPS.get(config.method.name, {}).items():
