@@ -5,18 +5,20 @@ import itertools
 import pytest
 
 from lagrangian_jax import config as configuration
-from lagrangian_jax import data, evaluation, methods, models
+from lagrangian_jax import data, distances, evaluation, methods, models
+from lagrangian_jax.methods.regularisation import Regularisation
 
 
 def _options(name):
     """Every method and preset that the docstring and the table of a configuration offer."""
     module = configuration.packaged() / f"{name}.py"
-    presets = [p for p in ("fast", "slim", "smoke") if f'"{p}": ' in module.read_text()]
+    known_presets = ("early_stopping", "plus", "fast", "slim", "comparison", "smoke")
+    presets = [p for p in known_presets if f'"{p}": ' in module.read_text()]
     known = [m for m in methods.names() if f'"{m}": ' in module.read_text()]
     return ["", *known, *presets, *(f"{m},{p}" for m, p in itertools.product(known, presets))]
 
 
-NAMES = ("alexnet_cifar", "cifar10", "digits", "flowers", "imagenet100")
+NAMES = ("alexnet_cifar", "cifar10", "cifar10_three_classes", "digits", "flowers", "imagenet100")
 CONFIGS = [(name, options) for name in NAMES for options in _options(name)]
 
 
@@ -25,7 +27,12 @@ def test_every_preset_names_what_exists(name, options):
     config = configuration.load(f"{name}:{options}")
     assert config.data.name in data.names()
     assert config.network.name in models.names()
-    methods.create(config.method.name, **{k: v for k, v in config.method.items() if k != "name"})
+    values = {k: v for k, v in config.method.items() if k != "name"}
+    if "distance" in values:
+        assert values["distance"] in distances.names()
+        values["distance"] = "l2"  # the others need weights, which are the user's to bring
+    methods.create(config.method.name, **values)
+    Regularisation(**config.regularisation).checked()
     evaluation.suites.get(config.evaluation.suite)
     if config.evaluation.checkpoint == "best":
         assert config.data.validation > 0
@@ -43,7 +50,8 @@ def test_paper_recipe_for_cifar10():
     assert (optimizer.schedule, optimizer.warmup) == ("step", 0.0)
     assert config.augmentation.to_dict() == {"padding": 4, "mode": "reflect", "flip": True}
     attack = {"steps": 5, "step_size": 0.15, "multiplier": 2.0, "decay": 0.1, "init_std": 0.01, "kappa": 1.0}
-    assert config.method.to_dict() == {"name": "lagrangian", "statistics": "train", **attack}
+    assert config.method.to_dict() == {"name": "lagrangian", "statistics": "train", "multiplier_spread": 1.0, **attack}
+    assert Regularisation(**config.regularisation) == Regularisation(0.0, 0.0, 0.0)
     assert (config.precision, config.train.average, config.data.validation) == ("float32", 0.0, 0)
     assert (config.evaluation.suite, config.evaluation.checkpoint) == ("cifar10_table1", "last")
 
@@ -55,6 +63,33 @@ def test_paper_recipe_for_imagenet100():
     assert (config.optimizer.weight_decay, config.optimizer.milestones) == (1e-4, (30, 60, 80))
     assert (config.method.multiplier, config.method.step_size, config.data.image_size) == (0.45, 0.25, 224)
     assert config.evaluation.suite == "imagenet100_table2"
+
+
+def test_methods_of_each_configuration():
+    table1 = set(methods.names())
+    offered = {name: {m for m in methods.names() if m in _options(name)} for name in NAMES}
+    assert offered["cifar10"] == offered["digits"] == table1
+    assert offered["imagenet100"] == {"standard", "lagrangian", "pgd_linf", "pgd_l2", "pat", "jpeg"}
+    assert offered["flowers"] == {"standard", "lagrangian", "pgd_linf", "pgd_l2"}
+    assert offered["cifar10_three_classes"] == {"standard", "lagrangian", "pgd_l2", "pat", "carlini_wagner"}
+
+
+@pytest.mark.parametrize("name", [m for m in methods.names() if m != "standard"])
+def test_the_comparison_gives_every_attack_five_gradients(name):
+    config = configuration.load(f"cifar10:{name},comparison")
+    assert config.method.steps == 5
+    budget = {"pgd_linf": 10 / 255, "pgd_l2": 1.3, "trades": 0.031, "mart": 0.031}.get(name)
+    if budget is not None:  # smaller steps would not cross the ball
+        assert config.method.bound == budget
+        assert config.method.steps * config.method.step_size > 2 * budget
+
+
+def test_early_stopping_selects_by_the_attack_that_is_trained_with():
+    config = configuration.load("cifar10:pgd_linf,early_stopping")
+    expected = {"attack": "pgd_linf", "bound": 10 / 255, "steps": 10, "step_size": 2.5 / 255}
+    assert config.validation.to_dict() == expected
+    assert (config.data.validation, config.evaluation.checkpoint) == (1000, "best")
+    assert configuration.load("cifar10:trades,early_stopping").validation.attack == "pgd_l2"
 
 
 @pytest.mark.parametrize(
