@@ -1,0 +1,272 @@
+"""Files of weights: what is read, what is written, what is refused."""
+
+import os
+import pathlib
+import pickle
+import sys
+import zipfile
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lagrangian_jax as lj
+from lagrangian_jax.interop import fit, torch_file
+from lagrangian_jax.interop.torch import read_state_dict, to_state_dict
+from lagrangian_jax.models.resnet import ResNet
+
+DATA = pathlib.Path(__file__).with_name("data")
+NETWORK = ResNet(stages=(1, 1), width=4)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Of `NETWORK`, every value another one."""
+    shapes = jax.eval_shape(lambda: NETWORK.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), shapes)
+
+
+def _equal(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def _write(path, variables, change=lambda tensors: tensors):
+    from safetensors.numpy import save_file
+
+    save_file({k: np.ascontiguousarray(v) for k, v in change(to_state_dict(variables)).items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.msgpack", "weights"])
+def test_what_is_saved_is_loaded(name, variables, tmp_path):
+    for _ in range(2):  # the second time over the first
+        lj.interop.save(tmp_path / name, NETWORK, variables)
+    _equal(lj.interop.load(tmp_path / name, NETWORK), variables)
+
+
+def test_flax_reads_the_msgpack_file(variables, tmp_path):
+    from flax import serialization
+
+    lj.interop.save(tmp_path / "weights.msgpack", NETWORK, variables)
+    _equal(serialization.from_bytes(variables, (tmp_path / "weights.msgpack").read_bytes()), variables)
+
+
+def test_a_suffix_that_means_nothing_is_refused(variables, tmp_path):
+    with pytest.raises(ValueError, match=r"weights\.h5: expected \.safetensors, \.msgpack, \.stablehlo or a directory"):
+        lj.interop.save(tmp_path / "weights.h5", NETWORK, variables)
+
+
+def test_layouts_are_pytorchs(variables):
+    tensors = to_state_dict(variables)
+    assert tensors["conv1.weight"].shape == (4, 3, 3, 3)
+    assert tensors["conv1.weight"][3, 2, 0, 1] == variables["params"]["conv1"]["kernel"][0, 1, 2, 3]
+    assert tensors["linear.weight"][7, 2] == variables["params"]["linear"]["kernel"][2, 7]
+    assert tensors["layer2.0.shortcut.1.running_var"][1] == variables["batch_stats"]["layer2_0"]["shortcut_1"]["var"][1]
+
+
+def test_an_exported_network_is_attacked_like_the_network(variables, tmp_path):
+    """StableHLO holds weights, normalisation and gradient, for batches of any size."""
+    pytest.importorskip("flatbuffers", reason="jax.export writes files with it")
+    network = NETWORK.clone(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    lj.interop.save(tmp_path / "network.stablehlo", network, variables, (8, 8, 3))
+    exported = lj.interop.load_function(tmp_path / "network.stablehlo")
+    logits_fn = jax.jit(lambda x: network.apply(variables, x, train=False))
+    images = np.random.default_rng(0).random((3, 8, 8, 3), np.float32)
+    np.testing.assert_allclose(exported(images), logits_fn(images), rtol=1e-5)
+    np.testing.assert_allclose(exported(images[:2]), logits_fn(images)[:2], rtol=1e-5)
+    attack, labels = lj.attacks.create("pgd_linf", bound=8 / 255, steps=1), np.zeros(3, np.int32)
+    ours, theirs = (attack(jax.random.key(0), function, images, labels) for function in (logits_fn, exported))
+    np.testing.assert_allclose(theirs, ours, atol=1e-6)
+
+
+# ---- What does not fit --------------------------------------------------------------
+
+
+def test_one_error_lists_everything_that_does_not_fit(variables, tmp_path):
+    def change(tensors):
+        tensors["rotation.weight"] = tensors.pop("bn1.weight")
+        return tensors | {"linear.bias": np.zeros(9, np.float32)}
+
+    path = _write(tmp_path / "other.safetensors", variables, change)
+    with pytest.raises(ValueError, match="does not fit this network") as caught:
+        lj.interop.load(path, NETWORK)
+    message = str(caught.value)
+    assert "missing: bn1.weight;" in message
+    assert "surplus: rotation.weight;" in message
+    assert "of another shape: linear.bias (9,), expected (10,)" in message
+
+
+SUGGESTED = [
+    ("resnet32", {}, 'create("resnet32")'),
+    ("resnet18", {"num_classes": 100, "width": 2}, 'create("resnet18", num_classes=100, width=2)'),
+    ("resnet50", {"stem": "imagenet", "width": 2}, "create(\"resnet50\", stem='imagenet', width=2)"),
+    ("wide_resnet34_20", {"widen_factor": 20}, 'create("wide_resnet34_20")'),
+    ("dm_wide_resnet28_10", {"widen_factor": 1}, 'create("dm_wide_resnet28_10", widen_factor=1)'),
+    ("preact_resnet18", {"final_norm": True, "width": 2}, 'create("preact_resnet18", final_norm=True, width=2)'),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters", "suggested"), SUGGESTED)
+def test_the_network_that_fits_is_named(name, parameters, suggested):
+    leaves = fit.leaves(lj.models.create(name, **parameters))
+    shapes = {f"module.{leaf}": shape for leaf, (_, shape) in leaves.items()} | {"module.mu": (1, 3, 1, 1)}
+    assert fit.suggestion(shapes, NETWORK) == f" What fits it is lagrangian_jax.models.{suggested}."
+
+
+def test_no_network_is_named_where_none_fits_better(variables):
+    shapes = {name: x.shape for name, x in to_state_dict(variables).items() if name != "bn1.weight"}
+    assert fit.suggestion(shapes, NETWORK) == ""
+
+
+@pytest.mark.parametrize(
+    ("surplus", "loads"),
+    [
+        ("bn1.num_batches_tracked", True),
+        ("sub_block1.layer.0.conv1.weight", True),  # made and never run by TRADES' WideResNet
+        ("attacker.net.linear.bias", True),  # the network's own, a second time
+        ("attacker.net.linear.weight", False),  # of another value
+        ("projector.bias", False),
+    ],
+)
+def test_surplus_tensors(surplus, loads, variables, tmp_path):
+    def change(tensors):
+        value = tensors["linear.bias"] if surplus.endswith("net.linear.bias") else np.ones(3, np.float32)
+        return {f"net.{name}": x for name, x in tensors.items()} | {surplus: value}
+
+    path = _write(tmp_path / "weights.safetensors", variables, change)
+    if loads:
+        _equal(lj.interop.load(path, NETWORK), variables)
+    else:
+        with pytest.raises(ValueError, match=f"surplus: {surplus}"):
+            lj.interop.load(path, NETWORK)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.model.", "1.", "encoder.0."])
+def test_a_prefix_is_understood(prefix, variables, tmp_path):
+    path = _write(tmp_path / "w.safetensors", variables, lambda tensors: {prefix + k: v for k, v in tensors.items()})
+    _equal(lj.interop.load(path, NETWORK), variables)
+
+
+@pytest.mark.parametrize(("mean", "std"), [("0.mean", "0.std"), ("mu", "sigma"), ("normalizer.new_mean", "n.new_std")])
+def test_a_normalisation_among_the_weights_must_be_the_networks(mean, std, variables, tmp_path):
+    """It is never dropped in silence: the accuracy would be another one."""
+    values = {
+        mean: np.array([0.4, 0.5, 0.6], np.float32).reshape(1, 3, 1, 1),
+        std: np.full((3, 1, 1), 0.25, np.float32),
+    }
+    path = _write(
+        tmp_path / "w.safetensors", variables, lambda tensors: {f"net.{k}": v for k, v in tensors.items()} | values
+    )
+    _equal(lj.interop.load(path, NETWORK.clone(mean=(0.4, 0.5, 0.6), std=(0.25,) * 3)), variables)
+    with pytest.raises(ValueError, match=rf"{mean} = \(0\.4, 0\.5, 0\.6\), where this network has mean = None"):
+        lj.interop.load(path, NETWORK)
+    with pytest.raises(ValueError, match=rf"{std} = \(0\.25, 0\.25, 0\.25\), where this network has std = \(1, 1, 1\)"):
+        lj.interop.load(path, NETWORK.clone(mean=(0.4, 0.5, 0.6), std=(1, 1, 1)))
+
+
+def test_the_size_of_the_image_is_the_networks(tmp_path):
+    """Weights of the first linear layer depend on it, and torchvision's AlexNet does not run on 32 pixels."""
+    leaves = fit.leaves(lj.models.create("alexnet"))
+    assert leaves["classifier.1.weight"][1] == (4096, 256 * 6 * 6)
+    assert fit.leaves(lj.models.create("alexnet_cifar"), (64, 64, 3))["classifier.1.weight"][1] == (4096, 256 * 4 * 4)
+
+
+# ---- PyTorch's files without PyTorch --------------------------------------------------------------
+
+# tests/data/torch_*.pt: written by PyTorch 2.13.0's torch.save, in the format of today and in that of before 1.6.
+RECORDED = ["torch_zip.pt", "torch_legacy.pt"]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_pytorch_files_are_read_without_pytorch(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    content = torch_file.read(DATA / name)
+    assert content["epoch"] == 3
+    assert content["args"] == {"lr": 0.1}  # an argparse.Namespace, as its fields
+    assert content["optimizer"]["param_groups"][0]["lr"] == 0.1
+    tensors = read_state_dict(DATA / name)
+    assert list(tensors) == ["module.weight", "module.half", "module.brain", "module.count", "module.part"]
+    np.testing.assert_array_equal(tensors["module.weight"], [[0, 3], [1, 4], [2, 5]])  # transposed in the file
+    np.testing.assert_array_equal(tensors["module.half"], np.array([0.5, -2], np.float16))
+    np.testing.assert_array_equal(tensors["module.brain"].astype(np.float32), [1, 3])
+    np.testing.assert_array_equal(tensors["module.part"], [3, 4, 5])  # a view into a larger storage
+    assert tensors["module.count"] == 7
+    assert {x.dtype for x in tensors.values()} == {
+        np.dtype(t) for t in (np.float32, np.float16, jnp.bfloat16, np.int64)
+    }
+
+
+class _Hostile:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    target = tmp_path / "executed"
+    hostile = pickle.dumps({"state_dict": {"weight": 1}, "other": _Hostile(str(target))}, protocol=2)
+    with zipfile.ZipFile(tmp_path / "hostile.pt", "w") as archive:
+        archive.writestr("hostile/data.pkl", hostile)
+    content = torch_file.read(tmp_path / "hostile.pt")
+    assert content["other"] == {}
+    assert content["state_dict"] == {"weight": 1}
+    assert not target.exists()
+    pickle.loads(hostile)
+    assert target.exists()  # it would have
+
+
+def test_a_tensor_stays_inside_its_storage():
+    storage = ("0", np.dtype(np.float32))
+    np.testing.assert_array_equal(
+        torch_file.Tensor(storage, 1, (2,), (1,)).read(lambda key: np.arange(4.0, dtype="f4")), [1, 2]
+    )
+    for offset, shape, strides in [
+        (0, (5,), (1,)),
+        (3, (2,), (1,)),
+        (0, (2,), (4,)),
+        (-1, (1,), (1,)),
+        (0, (2,), (-1,)),
+    ]:
+        with pytest.raises(ValueError, match=r"strides|buffer|offset"):
+            torch_file.Tensor(storage, offset, shape, strides).read(lambda key: bytes(16))
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_damaged_file_is_one_clear_error(name, tmp_path):
+    whole = (DATA / name).read_bytes()
+    for length in (0, 3, 200, len(whole) // 2):
+        (tmp_path / "cut.pt").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cut\.pt is not a PyTorch file that can be read"):
+            read_state_dict(tmp_path / "cut.pt")
+
+
+def test_other_files_are_one_clear_error(tmp_path):
+    np.savez(tmp_path / "arrays.pt.npz", x=np.zeros(3))
+    (tmp_path / "text.pth").write_text("not weights")
+    (tmp_path / "bad.safetensors").write_text("not weights")
+    for name in ("arrays.pt.npz", "text.pth"):
+        with pytest.raises(ValueError, match=r"is not a PyTorch file that can be read"):
+            read_state_dict(tmp_path / name)
+    with pytest.raises(ValueError, match=r"bad\.safetensors is not a safetensors file"):
+        read_state_dict(tmp_path / "bad.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        read_state_dict(tmp_path / "none.pt")
+
+
+def test_flax_trees_of_other_networks_are_read_too(tmp_path):
+    """The names of Flax's own layers map as well as ours."""
+    network = nn.Dense(3)
+    variables = network.init(jax.random.key(0), jnp.zeros((1, 2)))
+    lj.interop.save(tmp_path / "dense.msgpack", network, variables)
+    assert {k: v.shape for k, v in read_state_dict(tmp_path / "dense.msgpack").items()} == {
+        "weight": (3, 2),
+        "bias": (3,),
+    }
