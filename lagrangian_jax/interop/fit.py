@@ -1,5 +1,6 @@
 """Which network a set of named tensors belongs to."""
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -70,33 +71,44 @@ def suggestion(shapes: Mapping[str, Shape], network: nn.Module) -> str:
       shapes: of the tensors, by PyTorch's names.
       network: the one that was tried.
     """
-    best, score = "", _overlap(shapes, network)
-    for name, variant in _CANDIDATES:
-        parameters = variant | _sizes(shapes, name, variant)
-        overlap = _overlap(shapes, models.create(name, **parameters))
-        if overlap > score:
+    names = {index: _overlap(dict.fromkeys(shapes), dict.fromkeys(_names(index))) for index in range(len(_CANDIDATES))}
+    best, score = "", (_overlap(shapes, _shapes(network)), 0)
+    for index in [index for index, overlap in names.items() if overlap == max(names.values())]:
+        name, variant = _CANDIDATES[index]
+        parameters = variant | _sizes(shapes, index)
+        found = _overlap(shapes, _shapes(models.create(name, **parameters))), -len(parameters)
+        if found[0] > score[0] or (best and found > score):
             given = "".join(f", {key}={value!r}" for key, value in parameters.items())
-            best, score = f'lagrangian_jax.models.create("{name}"{given})', overlap
-    return best and f" What fits {'it' if score == 1 else 'best, though not fully,'} is {best}."
+            best, score = f'lagrangian_jax.models.create("{name}"{given})', found
+    return best and f" What fits {'it' if score[0] == 1 else 'best, though not fully,'} is {best}."
 
 
-def _overlap(shapes: Mapping[str, Shape], network: nn.Module) -> float:
-    """The share of equal name and shape, of the weights that are in either."""
-    expected = {name: shape for name, (_, shape) in leaves(network).items()}
-    prefix = common_prefix(shapes, expected)
-    given = {name.removeprefix(prefix): shape for name, shape in shapes.items() if not UNUSED.search(name)}
-    equal = sum(given.get(name) == shape for name, shape in expected.items())
-    return equal / len(given.keys() | expected.keys())
+def _shapes(network: nn.Module) -> dict[str, Shape]:
+    return {name: shape for name, (_, shape) in leaves(network).items()}
 
 
-def _sizes(shapes: Mapping[str, Shape], name: str, variant: Mapping[str, Any]) -> dict[str, int]:
-    """Sizes that the tensors tell, where they are not a network's defaults."""
-    prefix = common_prefix(shapes, leaves(models.create(name, **variant)))
+@functools.cache
+def _names(index: int) -> frozenset[str]:
+    name, variant = _CANDIDATES[index]
+    return frozenset(leaves(models.create(name, **variant)))
+
+
+def _overlap(given: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
+    """The share of equal name and value, of the weights that are in either."""
+    prefix = common_prefix(given, expected)
+    weights = {name.removeprefix(prefix): value for name, value in given.items() if not UNUSED.search(name)}
+    equal = sum(name in weights and weights[name] == value for name, value in expected.items())
+    return equal / len(weights.keys() | expected.keys())
+
+
+def _sizes(shapes: Mapping[str, Shape], index: int) -> dict[str, int]:
+    """Sizes that the tensors tell, where they are not the candidate's defaults."""
+    prefix = common_prefix(shapes, _names(index))
 
     def channels(names: Iterable[str]) -> int | None:
         return next((shapes[prefix + n][0] for n in names if prefix + n in shapes), None)
 
     factor = (channels(_FIRST_BLOCKS) or 0) // 16
     told = {"num_classes": channels(_HEADS), "width": channels(_STEMS), "widen_factor": factor}
-    defaults = models.parameters(name)
+    defaults = models.parameters(_CANDIDATES[index][0])
     return {key: size for key, size in told.items() if size and key in defaults and size != defaults[key]}
