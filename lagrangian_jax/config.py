@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lagrangian_jax import methods
+from lagrangian_jax import methods, models
 from lagrangian_jax.names import unknown
 
 
@@ -176,7 +176,7 @@ def parse(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[argpars
         overrides.append(argument.removeprefix("--config.").split("=", 1))
     try:
         config = load(arguments.config)
-        for field, value in overrides:
+        for field, value in sorted(overrides, key=lambda override: override[0] != "network.name"):
             set_field(config, field, value)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -208,7 +208,14 @@ def packaged() -> pathlib.Path:
 
 
 def set_field(config: ConfigDict, field: str, text: str) -> None:
-    """Sets ``field`` (dots descend) to ``text``, read as the type that the field has."""
+    """Sets ``field`` (dots descend) to ``text``, read as the type that the field has.
+
+    The fields of ``network`` are the parameters of the network; another ``network.name`` brings its own.
+    """
+    if field == "network.name":
+        config.network = _network({"name": text})
+    elif field.startswith("network."):
+        config.network = _network(config.network)
     *parents, last = field.split(".")
     holder = config
     for depth, name in enumerate([*parents, last]):
@@ -222,6 +229,13 @@ def set_field(config: ConfigDict, field: str, text: str) -> None:
     if isinstance(old, ConfigDict):
         raise ValueError(f"config.{field} is a group; set one of its fields: {', '.join(old)}")
     holder[last] = _read(field, text, old)
+
+
+def _network(given: Mapping[str, Any]) -> ConfigDict:
+    """A network's name and all its parameters that a configuration sets."""
+    set_elsewhere = ("num_classes", "axis_name", "dtype")
+    known = {key: value for key, value in models.parameters(given["name"]).items() if key not in set_elsewhere}
+    return ConfigDict({**known, **given}).lock()
 
 
 def _read(field: str, text: str, old: Any) -> Any:

@@ -3,8 +3,13 @@
     python -m lagrangian_jax.evaluate --config=configs/cifar10.py --weights=model.safetensors \
         --suite=cifar10_table1 --workdir=runs/model
 
-``--weights`` is a file (safetensors, or a PyTorch state dict) or the work directory of a training run; the
-configuration says which network and data set. An attack whose rows are in the work directory is not run again.
+``--weights`` is a file (safetensors, a PyTorch state dict, Flax msgpack), an orbax directory, or the work directory of
+a training run; the configuration says which network and data set, for instance of a published checkpoint
+
+    --config=cifar10 --config.network.name=resnet32 --config.network.normalisation=imagenet
+
+An attack whose rows are in the work directory is not run again. With AutoAttack in the suite, the work directory gets
+``model_info.json``, the result in RobustBench's form.
 """
 
 import argparse
@@ -21,7 +26,7 @@ from lagrangian_jax import config as configuration
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m lagrangian_jax.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", required=True, help="a weights file, or the work directory of a training run")
+    parser.add_argument("--weights", required=True, help="a file of weights, or a work directory")
     parser.add_argument("--suite", help="overrides config.evaluation.suite")
     parser.add_argument("--workdir", required=True, help="where rows, results and the report are written")
     try:
@@ -50,12 +55,12 @@ def _evaluate_weights(config: ConfigDict, workdir: pathlib.Path, weights: str) -
 
 
 def load_variables(path: pathlib.Path, network: Any, image_shape: tuple[int, int, int]) -> Any:
-    """Variables from a weights file or a work directory; raises ValueError where neither is there."""
+    """Variables from weights or a training run's work directory; raises ValueError where there are none."""
     from lagrangian_jax import interop
 
-    if path.is_dir():
+    if (path / "config.json").is_file():
         path = path / "weights.safetensors"
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"--weights: no such file: {path}; a training run writes it when it is complete")
     return interop.load(path, network, image_shape)
 
@@ -75,7 +80,7 @@ def evaluate(
     import jax
     from tqdm import tqdm
 
-    from lagrangian_jax import data, evaluation, report
+    from lagrangian_jax import data, evaluation, interop, report
     from lagrangian_jax.models.forward import apply
     from lagrangian_jax.train import build_network
 
@@ -110,11 +115,14 @@ def evaluate(
         return
     results = result.to_json()
     results["data"] |= {"name": dataset.name, "split": "test", "remark": dataset.remark, "classes": dataset.classes}
-    results["network"] |= configuration.plain(config.network) | {"precision": config.precision}
+    given = {name: value for name, value in configuration.plain(config.network).items() if value is not None}
+    results["network"] |= given | {"precision": config.precision}
     results["training"] = training
-    temporary = workdir / "results.json.tmp"
-    temporary.write_text(json.dumps(results, indent=2) + "\n")
-    temporary.replace(workdir / "results.json")
+    for name, content in (("results.json", results), ("model_info.json", interop.model_info(results))):
+        if content is not None:
+            temporary = workdir / f"{name}.tmp"
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+            temporary.replace(workdir / name)
     print(report.write(workdir))
     print(f"\nreport: {workdir / 'report.html'}")
 
