@@ -35,10 +35,7 @@ def read_state_dict(path: str | os.PathLike, entry: str | None = None) -> dict[s
     """
     name = os.fspath(path)
     if os.path.isdir(name):
-        import orbax.checkpoint as ocp
-
-        with ocp.StandardCheckpointer() as checkpointer:
-            return to_state_dict(checkpointer.restore(os.path.abspath(name)))
+        return to_state_dict(_orbax(name))
     if name.endswith(".msgpack"):
         import flax.serialization
 
@@ -53,6 +50,17 @@ def read_state_dict(path: str | os.PathLike, entry: str | None = None) -> dict[s
         except safetensors.SafetensorError as error:
             raise ValueError(f"{name} is not a safetensors file that can be read: {error}") from error
     return _state_dict(torch_file.read(name), entry, name)
+
+
+def _orbax(folder: str) -> Any:
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            return checkpointer.restore(os.path.abspath(folder))
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"{folder} is not an orbax directory that can be read: {reason}") from error
 
 
 def _state_dict(value: Any, entry: str | None, path: str) -> dict[str, np.ndarray]:
