@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lagrangian_jax as lj
 from lagrangian_jax.attacks import snow
 from lagrangian_jax.attacks.filtering import correlator
 from lagrangian_jax.attacks.sign_ascent import clamp
@@ -70,3 +71,33 @@ def test_snow_layer_and_budget_as_recorded(golden):
         np.testing.assert_allclose(image, recorded[name], atol=1e-5)
     limited = snow.limit(recorded["intensities_before_budget_projection"])
     np.testing.assert_allclose(limited, recorded["intensities_after_clamp_and_budget_projection"], atol=1e-6)
+
+
+def test_snow_first_step_as_recorded_for_some_gradient(golden, monkeypatch, key):
+    """The network of this recording is not at hand; the signs of its gradient follow from the recorded image.
+
+    A network that is linear in the intensities to the fourth, with these signs, takes its place. Of the four images the
+    first has few enough white pixels to determine all 448 intensities.
+    """
+    recorded = np.load(golden / "components" / "uar_attacks_given_start.npz")
+    image, wanted = recorded["images"][:1], recorded["snow_adv_after_1_steps"][:1]
+    start, kernels = recorded["snow_init_intensities"][:1], jnp.asarray(recorded["snow_kernels"])
+    correlate = jax.jit(correlator(jnp.broadcast_to(kernels, (448, 7, 13, 13)), 32, 32))
+    layers = np.asarray(correlate(snow.place(jnp.eye(448).reshape(448, 7, 8, 8)))).reshape(448, -1).T
+    darkest = np.argmin(image, -1, keepdims=True)
+    dark = np.take_along_axis(wanted, darkest, -1).ravel() < 1
+    faded = np.take_along_axis(np.asarray(snow.fade(image)), darkest, -1).ravel()[dark]
+    inverse = np.linalg.pinv(layers[dark])
+
+    def fourth_powers(images):
+        return inverse @ (jnp.take_along_axis(images, darkest, -1).ravel()[dark] - faded) / 0.125
+
+    signs = np.sign(np.asarray(fourth_powers(jnp.asarray(wanted))) - start.ravel() ** 4)
+
+    def logits_fn(images):
+        return jnp.stack([jnp.zeros(()), jnp.mean(signs * fourth_powers(images))])[None]
+
+    monkeypatch.setattr(snow, "random_kernels", lambda keys: kernels[None])
+    monkeypatch.setattr(snow, "uniform", lambda keys, shape: jnp.log(start) / -5)
+    attack = lj.attacks.create("snow", steps=1, step_size=float(recorded["snow_step"]))
+    np.testing.assert_allclose(attack(key, logits_fn, image, np.zeros(1, np.int32)), wanted, atol=1e-5)
