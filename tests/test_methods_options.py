@@ -1,0 +1,183 @@
+"""Options of any method: smoothed labels, perturbed weights, a penalty on variation; and what methods remember."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lagrangian_jax import config as configuration
+from lagrangian_jax import methods, parallel
+from lagrangian_jax.checkpoint import Checkpoints
+from lagrangian_jax.losses import cross_entropy, soft_margin
+from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy
+from lagrangian_jax.methods.regularisation import Regularisation, perturbed, variation
+from lagrangian_jax.state import initial_state
+from lagrangian_jax.step import resident_steps, training_step
+from lagrangian_jax.train import build_regularisation
+
+RATE = 0.1
+
+
+class Small(nn.Module):
+    """A convolution and a matrix product; with ``features`` also the map between them."""
+
+    @nn.compact
+    def __call__(self, images, train=False, features=False):
+        x = nn.relu(nn.Conv(5, (3, 3), name="conv")(images))
+        logits = nn.Dense(4, name="linear")(x.mean((1, 2)))
+        return (logits, [x]) if features else logits
+
+
+def _brighter(keys, network, batch, memory, epoch):
+    return Crafted(batch.images + 0.3, network.batch_stats, memory)
+
+
+BRIGHTER = Method(_brighter, adversarial_cross_entropy)
+NETWORK = Small()
+RNG = np.random.default_rng(0)
+IMAGES, LABELS = RNG.integers(0, 256, (24, 6, 6, 3), np.uint8), RNG.integers(0, 4, 24).astype(np.int32)
+ROWS = np.array([5, 3, 20, 0, 7, 9, 11, 2], np.int32)
+
+
+def _step(method, rows=ROWS, state=None, **options):
+    """(state before, after, metrics) of one step of plain gradient descent."""
+    optimizer = optax.sgd(RATE)
+    if state is None:
+        state = initial_state(jax.random.key(1), NETWORK, (6, 6, 3), optimizer, method.memory(24))
+    mesh = parallel.mesh()
+    run = resident_steps(training_step(NETWORK, method, optimizer, None, 1, 0.0, Regularisation(**options)), mesh)
+    after, metrics = run(parallel.replicate(jax.tree.map(jnp.copy, state), mesh), IMAGES, LABELS, rows[None])
+    return state, after, metrics
+
+
+def _losses(params, weight=0.0, space="logits"):
+    """The loss of each example of the batch, by hand."""
+    clean = jnp.asarray(IMAGES[ROWS] / np.float32(255))
+    logits, [maps] = NETWORK.apply({"params": params}, clean + 0.3, features=True)
+    others, [other_maps] = NETWORK.apply({"params": params}, clean, features=True)
+    moved = logits - others if space == "logits" else (maps - other_maps).mean((1, 2))
+    return cross_entropy(logits, LABELS[ROWS]) + weight * jnp.sqrt(jnp.sum(moved**2, -1))
+
+
+def _assert_descends(before, after, gradient):
+    expected = jax.tree.map(lambda w, g: w - RATE * g, before.params, gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), after.params, expected)
+
+
+@pytest.mark.parametrize("space", ["logits", "features"])
+def test_variation_adds_the_distance_that_the_outputs_move(space):
+    before, after, metrics = _step(BRIGHTER, variation=0.7, variation_of=space)
+    np.testing.assert_allclose(metrics.loss, _losses(before.params, 0.7, space).sum(), rtol=1e-5)
+    assert metrics.loss > 1.01 * _losses(before.params).sum()
+    _assert_descends(before, after, jax.grad(lambda p: _losses(p, 0.7, space).mean())(before.params))
+
+
+def test_variation_of_what_does_not_move_has_no_gradient():
+    gradient = jax.grad(lambda z: variation(z, jnp.ones((2, 3))).sum())(jnp.ones((2, 3)))
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_perturbed_weights_lend_the_gradient_and_stay_where_they_were():
+    before, after, metrics = _step(BRIGHTER, weight_perturbation=0.5)
+
+    def mean(params):
+        return _losses(params).mean()
+
+    worst = {}
+    for layer, gradient in jax.grad(mean)(before.params).items():
+        kernel, g = np.float64(before.params[layer]["kernel"]), np.float64(gradient["kernel"])
+        step = 0.5 * np.sqrt((kernel**2).sum() / (g**2).sum()) * g
+        worst[layer] = {"kernel": jnp.float32(kernel + step), "bias": before.params[layer]["bias"]}
+    assert mean(worst) > 1.05 * mean(before.params)
+    np.testing.assert_allclose(metrics.loss / 8, mean(worst), rtol=1e-5)
+    _assert_descends(before, after, jax.grad(mean)(worst))
+
+
+def test_perturbed_weights_without_a_gradient_stay():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    same = perturbed(params, jax.tree.map(jnp.zeros_like, params), 0.1)
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_smoothed_labels():
+    before, after, metrics = _step(BRIGHTER, label_smoothing=0.2)
+
+    def losses(params):
+        logits = NETWORK.apply({"params": params}, IMAGES[ROWS] / np.float32(255) + 0.3)
+        return optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(LABELS[ROWS], 4), 0.2))
+
+    np.testing.assert_allclose(metrics.loss, losses(before.params).sum(), rtol=1e-5)
+    _assert_descends(before, after, jax.grad(lambda p: losses(p).mean())(before.params))
+
+
+def test_soft_margin_in_float64():
+    z, labels = RNG.normal(size=(6, 5)) * 4, RNG.integers(0, 5, 6)
+    others = np.exp(np.where(np.eye(5, dtype=bool)[labels], -np.inf, z)).sum(-1)
+    np.testing.assert_allclose(
+        soft_margin(jnp.float32(z), labels), np.log(others) - z[np.arange(6), labels], rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(label_smoothing=1.0), r"regularisation\.label_smoothing: expected 0 or more, below 1; got 1\.0"),
+        (dict(weight_perturbation=-0.1), r"regularisation\.weight_perturbation: expected 0 or more; got -0\.1"),
+        (dict(variation=-1.0), r"regularisation\.variation: expected 0 or more; got -1\.0"),
+        (dict(variation_of="logit"), r"regularisation\.variation_of: expected 'logits' or 'features'; got 'logit'"),
+    ],
+)
+def test_wrong_options_are_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        training_step(NETWORK, BRIGHTER, optax.sgd(RATE), None, 1, 0.0, Regularisation(**options))
+
+
+def test_standard_training_has_nothing_to_vary():
+    config = configuration.load("digits:standard")
+    config.regularisation.variation = 0.1
+    with pytest.raises(ValueError, match=r"regularisation\.variation: expected 0 with the method 'standard'"):
+        build_regularisation(config)
+
+
+# ---- Memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "first"),
+    [("mma", dict(steps=1, search_steps=3, smallest=0.25), 0.25), ("iaat", dict(steps=1), 0.0)],
+)
+def test_memory_is_a_row_for_each_training_example(name, options, first):
+    """Two batches in any order write their own rows; the others stay as they began."""
+    method = methods.create(name, **options)
+    state, once, _ = _step(method)
+    np.testing.assert_array_equal(state.memory, np.full(24, first, np.float32))
+    others = np.setdiff1d(np.arange(24), ROWS)
+    np.testing.assert_array_equal(once.memory[others], state.memory[others])
+    assert np.any(np.asarray(once.memory[ROWS]) != first)
+    _, reversed_, _ = _step(method, rows=ROWS[::-1].copy())
+    np.testing.assert_allclose(reversed_.memory, once.memory, atol=1e-6)
+    _, twice, _ = _step(method, rows=others[:8].astype(np.int32), state=once)
+    np.testing.assert_array_equal(twice.memory[ROWS], once.memory[ROWS])
+
+
+def test_memory_comes_back_from_a_checkpoint(tmp_path):
+    method = methods.create("iaat", steps=1)
+    _, state, _ = _step(method)
+    state = state.replace(memory=jnp.linspace(0, 1, 24))
+    mesh = parallel.mesh()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(state, {})
+    like = initial_state(jax.random.key(2), NETWORK, (6, 6, 3), optax.sgd(RATE), method.memory(24))
+    restored, _, messages = checkpoints.restore(like, mesh)
+    checkpoints.close()
+    assert not messages
+    np.testing.assert_array_equal(restored.memory, state.memory)
+
+
+def test_memory_of_another_length_is_refused():
+    method = methods.create("iaat", steps=1)
+    state = initial_state(jax.random.key(1), NETWORK, (6, 6, 3), optax.sgd(RATE), method.memory(20))
+    with pytest.raises(ValueError, match="memory: expected a row for each of the 24 training images; got 20"):
+        _step(method, state=state)
