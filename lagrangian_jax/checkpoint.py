@@ -1,51 +1,56 @@
-"""Checkpoints through orbax: written in the background, checked when read, the previous one kept in case."""
+"""Checkpoints through orbax: written in the background, checked when read, the previous one kept in case.
 
+The state is the same on every device, so in a job of several processes the first one alone reads and writes, and tells
+the others; its disk need not be theirs. A checkpoint knows nothing of the devices it came from.
+"""
+
+import contextlib
 import hashlib
 import json
 import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
-from lagrangian_jax.parallel import replicate
+from lagrangian_jax import parallel
+from lagrangian_jax.signals import Interrupted
 from lagrangian_jax.state import TrainState
+from lagrangian_jax.workdir import write_whole
 
 
 class Checkpoints:
     """The checkpoints of one kind (``last`` or ``best``) in a work directory.
 
     Each holds a `TrainState` and a position, a dictionary of JSON values. A manifest of SHA-256 sums is written when a
-    checkpoint is complete, so a truncated or altered file is noticed and the previous checkpoint taken.
+    checkpoint is complete, so a truncated or altered file is noticed and the previous checkpoint taken. In a job of
+    several processes every method is called in all of them.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int):
-        import orbax.checkpoint as ocp
-
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of its work
-        self._ocp = ocp
         self._folder = folder.resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._keep = keep
+        self._manager: Any = None  # of the first process
+        parallel.together(self._open)
 
     def save(self, state: TrainState, position: dict[str, Any]) -> None:
-        """Starts writing; returns as soon as the state is copied off the devices."""
+        """Starts writing; returns as soon as the state is copied off the devices. `wait` says whether it succeeded."""
         self.wait()
-        step = int(state.step)
-        if step in self._manager.all_steps():  # an interrupted run that has come to the same step again
-            self._manager.delete(step)
-        items = self._ocp.args.Composite(
-            state=self._ocp.args.StandardSave(_with_raw_key(state)), position=self._ocp.args.JsonSave(position)
-        )
-        self._manager.save(step, args=items)
+        parallel.together(lambda: self._save(state, position))
 
-    def restore(self, like: TrainState, mesh: Mesh) -> tuple[TrainState, dict[str, Any], list[str]] | None:
-        """The newest checkpoint that is whole.
+    def restore(
+        self, like: TrainState, mesh: Mesh, step: int | None = None
+    ) -> tuple[TrainState, dict[str, Any], list[str]] | None:
+        """The newest checkpoint that is whole, or that of a step.
 
         Args:
           like: a state of the same structure, with the shapes that are expected.
           mesh: the devices to restore to; it need not be the one the checkpoint was written from.
+          step: the only one that will do.
 
         Returns:
           the state, its position and a message for each damaged checkpoint that was passed over; None if there is none.
@@ -54,46 +59,102 @@ class Checkpoints:
           ValueError: there are checkpoints, and all are damaged.
         """
         self.wait()
-        messages: list[str] = []
-        target = replicate(_with_raw_key(like), mesh)
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target)
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            problem = self._damage(step)
-            if problem is None:
-                try:
-                    items = self._manager.restore(
-                        step,
-                        args=self._ocp.args.Composite(
-                            state=self._ocp.args.StandardRestore(abstract), position=self._ocp.args.JsonRestore()
-                        ),
-                    )
-                    return _with_typed_key(items["state"]), items["position"], messages
-                except Exception as error:  # whatever orbax and its storage raise on a file they cannot read
-                    problem = str(error).strip().splitlines()[0]
-            messages.append(
-                f"checkpoint {self._folder.name}/{step} is damaged ({problem}); going back to the one before"
-            )
-        if messages:
-            raise ValueError(f"every checkpoint in {self._folder} is damaged: {'; '.join(messages)}")
-        return None
+        found: list[Any] = []
+        parallel.together(lambda: found.extend(self._restore(like, step)))
+        leaves, about = found if found else (None, None)
+        about = json.loads(parallel.broadcast(json.dumps(about).encode()))
+        if about is None:
+            return None
+        expected, structure = jax.tree.flatten(_with_raw_key(like))
+        leaves = parallel.broadcast_arrays(leaves, expected)
+        state = parallel.replicate(jax.tree.unflatten(structure, leaves), mesh)
+        return _with_typed_key(state, like.key), about["position"], about["messages"]
 
     def wait(self) -> None:
-        """Until what was being written is complete, with its manifest."""
-        self._manager.wait_until_finished()
-        if jax.process_index() == 0:
-            for step in self._manager.all_steps():
-                manifest = self._manifest(step)
-                if not manifest.exists():
-                    temporary = manifest.with_suffix(".tmp")
-                    temporary.write_text(json.dumps(self._sums(step)))
-                    temporary.replace(manifest)
-            for manifest in self._folder.glob("*.sha256"):
-                if not (self._folder / manifest.stem).is_dir():
-                    manifest.unlink()
+        """Until what was being written is complete, with its manifest.
+
+        Raises:
+          OSError: it could not be written (a full disk); the checkpoints before it are kept.
+        """
+        parallel.together(self._finish)
 
     def close(self) -> None:
         self.wait()
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
+
+    # What the first process does
+
+    def _open(self) -> None:
+        import orbax.checkpoint as ocp
+
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of its work
+        self._folder.mkdir(parents=True, exist_ok=True)
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            create=False,
+            cleanup_tmp_directories=True,
+            multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def _save(self, state: TrainState, position: dict[str, Any]) -> None:
+        import orbax.checkpoint as ocp
+
+        step = int(state.step)
+        for other in self._manager.all_steps():
+            if other >= step:  # damaged, or of a run that was interrupted before it came back here; orbax would skip us
+                self._manifest(other).unlink(missing_ok=True)
+                self._manager.delete(other)
+        here = jax.tree.map(np.array, _with_raw_key(state))  # a copy: the next step overwrites the devices' memory
+        items = ocp.args.Composite(state=ocp.args.StandardSave(here), position=ocp.args.JsonSave(position))
+        with self._writing():
+            self._manager.save(step, args=items)
+
+    def _restore(self, like: TrainState, step: int | None) -> tuple[()] | tuple[list[np.ndarray], dict[str, Any]]:
+        import orbax.checkpoint as ocp
+
+        expected = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _with_raw_key(like))
+        messages: list[str] = []
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for candidate in steps if step is None else [at for at in steps if at == step]:
+            problem = self._damage(candidate)
+            if problem is None:
+                items = ocp.args.Composite(state=ocp.args.StandardRestore(expected), position=ocp.args.JsonRestore())
+                try:
+                    found = self._manager.restore(candidate, args=items)
+                    return jax.tree.leaves(found["state"]), {"position": found["position"], "messages": messages}
+                except Exception as error:  # whatever orbax and its storage raise on a file they cannot read
+                    problem = _first_line(error)
+            messages.append(
+                f"checkpoint {self._folder.name}/{candidate} is damaged ({problem}); going back to the one before"
+            )
+        if messages:
+            raise ValueError(f"every checkpoint in {self._folder} is damaged: {'; '.join(messages)}")
+        return ()
+
+    def _finish(self) -> None:
+        with self._writing():
+            self._manager.wait_until_finished()
+            steps = set(self._manager.all_steps())
+            for step in steps:
+                if not self._manifest(step).exists():
+                    write_whole(self._manifest(step), json.dumps(self._sums(step)))
+            for manifest in self._folder.glob("*.sha256"):
+                if int(manifest.stem) not in steps:
+                    manifest.unlink()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:  # orbax and its storage have no class for a full disk
+            raise OSError(
+                f"cannot write a checkpoint to {self._folder} ({_first_line(error)}); those before it are kept"
+            ) from error
 
     def _manifest(self, step: int) -> pathlib.Path:
         return self._folder / f"{step}.sha256"
@@ -119,5 +180,9 @@ def _with_raw_key(state: TrainState) -> Any:
     return state.replace(key=jax.random.key_data(state.key))
 
 
-def _with_typed_key(state: Any) -> TrainState:
-    return state.replace(key=jax.random.wrap_key_data(state.key))
+def _with_typed_key(state: Any, like: Array) -> TrainState:
+    return state.replace(key=jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like)))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

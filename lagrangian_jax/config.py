@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from lagrangian_jax import methods, models
 from lagrangian_jax.names import unknown
+from lagrangian_jax.signals import Interrupted, sigterm_raises
 
 
 def default() -> ConfigDict:
@@ -303,20 +304,19 @@ def fail(message: str, code: int) -> int:
     return code
 
 
-class Interrupted(Exception):
-    """The run was asked to stop (SIGTERM, Ctrl-C); its state is saved."""
-
-
 class NotFinite(Exception):
-    """A loss is not finite; names the metric and the step."""
+    """A loss or gradient is not finite; names the metric and the step."""
 
 
 def guarded(function: Callable[..., None], *arguments: Any) -> int:
     """Runs a door's work: what a user can cause ends in one line and an exit code, not in a traceback."""
     try:
-        function(*arguments)
+        with sigterm_raises():
+            function(*arguments)
     except Interrupted as stopped:
         return fail(str(stopped), os.EX_TEMPFAIL)
+    except KeyboardInterrupt:
+        return fail("stopped by Ctrl-C; the same command goes on from the last checkpoint or attack", 130)
     except (NotFinite, ValueError, OSError) as error:
         return fail(str(error), 1)
     return 0

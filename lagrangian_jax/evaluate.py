@@ -82,10 +82,12 @@ def evaluate(
 
     from lagrangian_jax import data, evaluation, interop, report
     from lagrangian_jax.models.forward import apply
-    from lagrangian_jax.train import build_network
+    from lagrangian_jax.signals import Signals
+    from lagrangian_jax.train import build_network, read_shares
+    from lagrangian_jax.workdir import write_whole
 
     network = build_network(config, len(dataset.classes))
-    test = data.resident(dataset.test, image_size=config.data.image_size, workers=config.data.workers)
+    test = read_shares(dataset.test, config.data.image_size, config.data.workers)
     if config.evaluation.examples:
         test = test.take(data.hold_out(test.labels, min(config.evaluation.examples, len(test.labels)))[1])
 
@@ -99,18 +101,20 @@ def evaluate(
             if done == total:
                 bars[name].close()
 
-    result = evaluation.run(
-        functools.partial(apply, network),
-        test.images,
-        test.labels,
-        suite=config.evaluation.suite,
-        key=config.seed,
-        batch_size=config.evaluation.batch_size,
-        index=test.indices,
-        variables=variables,
-        workdir=workdir,
-        progress=progress,
-    )
+    with Signals() as signals:
+        result = evaluation.run(
+            functools.partial(apply, network),
+            test.images,
+            test.labels,
+            suite=config.evaluation.suite,
+            key=config.seed,
+            batch_size=config.evaluation.batch_size,
+            index=test.indices,
+            variables=variables,
+            workdir=workdir,
+            progress=progress,
+            stop=signals.received,
+        )
     if jax.process_index() != 0:
         return
     results = result.to_json()
@@ -118,11 +122,10 @@ def evaluate(
     given = {name: value for name, value in configuration.plain(config.network).items() if value is not None}
     results["network"] |= given | {"precision": config.precision}
     results["training"] = training
-    for name, content in (("results.json", results), ("model_info.json", interop.model_info(results))):
-        if content is not None:
-            temporary = workdir / f"{name}.tmp"
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-            temporary.replace(workdir / name)
+    write_whole(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    info = interop.model_info(results)
+    if info is not None:
+        write_whole(workdir / "model_info.json", json.dumps(info, indent=2) + "\n")
     print(report.write(workdir))
     print(f"\nreport: {workdir / 'report.html'}")
 

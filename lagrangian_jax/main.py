@@ -28,7 +28,9 @@ def main(argv: list[str]) -> int:
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, evaluates and reports in ``workdir``."""
-    from lagrangian_jax import data, evaluation, interop, parallel
+    import jax
+
+    from lagrangian_jax import data, evaluation, interop, parallel, report
     from lagrangian_jax.evaluate import evaluate
     from lagrangian_jax.train import build_network, train
     from lagrangian_jax.workdir import open_workdir
@@ -37,8 +39,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     parallel.start()
     with open_workdir(workdir, config):
         dataset = data.load(config.data)
-        trained = train(config, workdir, dataset)
-        interop.save(workdir / "weights.safetensors", build_network(config, len(dataset.classes)), trained.variables)
+        try:
+            trained = train(config, workdir, dataset)
+        except configuration.NotFinite:
+            if jax.process_index() == 0:
+                report.write(workdir)  # says so, and shows the way there
+            raise
+        if jax.process_index() == 0:
+            weights = workdir / ".weights.safetensors"
+            interop.save(weights, build_network(config, len(dataset.classes)), trained.variables)
+            weights.replace(workdir / "weights.safetensors")
         evaluate(config, workdir, dataset, trained.variables, trained.summary)
 
 

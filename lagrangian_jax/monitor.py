@@ -1,12 +1,15 @@
 """What a run tells while it goes on: a progress bar, ``metrics.jsonl``, TensorBoard files (without TensorFlow)."""
 
 import json
+import os
 import pathlib
 import sys
 import time
 from typing import Any
 
 import numpy as np
+
+from lagrangian_jax.config import NotFinite
 
 
 class Monitor:
@@ -55,17 +58,28 @@ class Monitor:
         if self._active:
             self._bar.write(message, file=sys.stderr)
 
-    def close(self) -> None:
+    def sync(self) -> None:
+        """Brings the lines to the disk, before a checkpoint that comes after them is there."""
         if self._active:
-            self._bar.close()
-            self._board.close()
-            self._lines.close()
+            os.fsync(self._lines.fileno())
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not self._active:
+            return
+        if isinstance(error, NotFinite):  # for the report
+            self._write("failure", self._bar.n, {"message": str(error)})
+        self._bar.close()
+        self._board.close()
+        self._lines.close()
 
     def _write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
         line = {"kind": kind, "step": step, "epoch": step / self._steps_per_epoch, **metrics}
         self._lines.write(json.dumps(line) + "\n")
         for name, value in metrics.items():
-            if value is not None and np.isfinite(value):
+            if isinstance(value, (bool, int, float)) and np.isfinite(value):
                 self._board.add_scalar(f"{kind}/{name}", float(value), step)
 
 

@@ -1,13 +1,17 @@
-"""Devices: one mesh axis, ``data``; the state is replicated, batches are split by example.
+"""Devices: one mesh axis, ``data``; the state is replicated, batches are split by example. And processes: what they
+tell each other outside of compiled programs.
 
 `jax.pmap` is in maintenance mode since JAX 0.8; this is `jax.jit` around `jax.shard_map`, which it is built on now.
 """
 
+import io
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -18,17 +22,25 @@ AXIS = "data"
 def start() -> None:
     """Joins the other hosts of a pod or job; does nothing on a single host.
 
-    Cloud TPU, SLURM, Open MPI and Kubernetes are recognised by `jax.distributed`; elsewhere set
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    Recognised are jobs of several processes under SLURM, Open MPI and GKE's TPU node pools; on a Cloud TPU slice set
+    LAGRANGIAN_JAX_DISTRIBUTED=1 (a single TPU host cannot be told from a slice without asking the network), elsewhere
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The scripts in ``launch/`` do.
     """
-    if os.environ.get("JAX_NUM_PROCESSES"):
+    environment = os.environ.get
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM away from `signals`
+    if environment("JAX_NUM_PROCESSES"):
+        missing = [name for name in ("JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID") if not environment(name)]
+        if missing:
+            raise ValueError(f"JAX_NUM_PROCESSES is set, and {' and '.join(missing)} must be, too")
         jax.distributed.initialize(
             os.environ["JAX_COORDINATOR_ADDRESS"],
             int(os.environ["JAX_NUM_PROCESSES"]),
             int(os.environ["JAX_PROCESS_ID"]),
         )
-    elif any(os.environ.get(name, "1") not in ("", "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")) or (
-        len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    elif (
+        any(environment(name, "1") not in ("", "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+        or len(environment("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+        or environment("LAGRANGIAN_JAX_DISTRIBUTED") == "1"
     ):
         jax.distributed.initialize()
 
@@ -39,8 +51,17 @@ def mesh() -> Mesh:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The tree on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    """The tree, the same in every process, on every device."""
+    sharding = NamedSharding(mesh, P())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def place(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), np.shape(leaf))
+
+    return jax.tree.map(place, tree)
 
 
 def split(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
@@ -53,3 +74,94 @@ def per_device(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) ->
     """`jax.shard_map` over the mesh; collectives inside name the axis `AXIS`."""
     # Gradients are summed over devices explicitly, where the reader sees it, so JAX need not track what varies.
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def agreed(mesh: Mesh) -> Callable[[bool], bool]:
+    """``raised(flag)``: whether any process raised its flag at the previous call; all get the same answer.
+
+    One call late, so that no device waits for a host. A single process gets its flag back at once.
+    """
+    if jax.process_count() == 1:
+        return lambda flag: flag
+    largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
+    pending: list[jax.Array] = []
+
+    def raised(flag: bool) -> bool:
+        pending.append(largest(split(np.full(len(mesh.local_devices), flag, np.int32), mesh)))
+        return len(pending) > 1 and bool(pending.pop(0))
+
+    return raised
+
+
+def broadcast(content: bytes) -> bytes:
+    """The first process's bytes, in every process."""
+    if jax.process_count() == 1:
+        return content
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    size = int(broadcast_one_to_all(np.array(len(content), np.uint32)))
+    words = np.zeros(-(-size // 4), np.uint32)  # a sum over processes, in which the others are zero
+    if jax.process_index() == 0:
+        words.view(np.uint8)[:size] = np.frombuffer(content, np.uint8)
+    return np.asarray(broadcast_one_to_all(words)).tobytes()[:size] if size else b""
+
+
+def broadcast_arrays(arrays: list[np.ndarray] | None, like: list[Any]) -> list[np.ndarray]:
+    """The first process's arrays, in every process, bit for bit.
+
+    Args:
+      arrays: of the first process; anything in the others.
+      like: what has their shapes and types.
+    """
+    content = broadcast(b"".join(array.tobytes() for array in arrays or ()))
+    ends = np.cumsum([math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in like])
+    starts = [0, *ends[:-1]]
+    return [
+        np.frombuffer(content[start:end], leaf.dtype).reshape(leaf.shape)
+        for leaf, start, end in zip(like, starts, ends, strict=True)
+    ]
+
+
+def gather(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Every process's arrays, in every process; names are the same in all, shapes need not be."""
+    if jax.process_count() == 1:
+        return [dict(arrays)]
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)  # type: ignore[arg-type]
+    found = []
+    for content in _exchange(packed.getvalue()):
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            found.append({name: archive[name] for name in archive.files})
+    return found
+
+
+def together(function: Callable[[], None]) -> None:
+    """Calls a function in the first process; an error of it that a user can cause is raised in all of them.
+
+    Raises:
+      ValueError, OSError: as the function did.
+    """
+    error: ValueError | OSError | None = None
+    if jax.process_index() == 0:
+        try:
+            function()
+        except (ValueError, OSError) as caught:
+            error = caught
+    kind = b"" if error is None else b"V" if isinstance(error, ValueError) else b"O"
+    told = broadcast(kind + str(error).encode()).decode() if jax.process_count() > 1 else ""
+    if error is not None:
+        raise error
+    if told[:1] in ("V", "O"):
+        raise (ValueError if told[0] == "V" else OSError)(told[1:])
+
+
+def _exchange(content: bytes) -> list[bytes]:
+    if jax.process_count() == 1:
+        return [content]
+    from jax.experimental.multihost_utils import process_allgather
+
+    sizes = np.asarray(process_allgather(np.array([len(content)], np.int32))).reshape(-1)
+    padded = np.zeros(max(1, sizes.max()), np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    gathered = np.asarray(process_allgather(padded)).reshape(len(sizes), -1)
+    return [row[:size].tobytes() for row, size in zip(gathered, sizes, strict=True)]

@@ -31,6 +31,7 @@ class Metrics(NamedTuple):
       correct: crafted images classified correctly, in the pass that is differentiated.
       perturbation_l2: l2 norms of the perturbations.
       saturated: examples whose margin on the crafted image is 1 or more.
+      gradient_l2: the norm of the gradient by all parameters, once an example.
       examples: how many.
     """
 
@@ -38,6 +39,7 @@ class Metrics(NamedTuple):
     correct: Array
     perturbation_l2: Array
     saturated: Array
+    gradient_l2: Array
     examples: Array
 
 
@@ -120,6 +122,7 @@ def training_step(
             correct=jnp.sum(jnp.argmax(outcome.logits, axis=-1) == labels).astype(jnp.float32),
             perturbation_l2=jnp.sum(l2_norm(crafted.images - images)),
             saturated=jnp.sum(margins >= SATURATION).astype(jnp.float32),
+            gradient_l2=optax.tree.norm(gradient) * labels.shape[0],
             examples=jnp.float32(labels.shape[0]),
         )
         new = state.replace(

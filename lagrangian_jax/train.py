@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import signal
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,14 +18,16 @@ from ml_collections import ConfigDict
 
 from lagrangian_jax import attacks, data, methods, models, parallel
 from lagrangian_jax.checkpoint import Checkpoints
-from lagrangian_jax.config import Interrupted, NotFinite
+from lagrangian_jax.config import NotFinite
 from lagrangian_jax.data.augmentation import unit_interval
 from lagrangian_jax.data.stream import epoch_order
 from lagrangian_jax.methods.regularisation import Regularisation
 from lagrangian_jax.models.forward import apply, bind
 from lagrangian_jax.monitor import Monitor
+from lagrangian_jax.signals import Interrupted, Signals
 from lagrangian_jax.state import TrainState, initial_state
 from lagrangian_jax.step import resident_steps, streaming_step, training_step
+from lagrangian_jax.workdir import same_data
 
 
 class Trained(NamedTuple):
@@ -54,8 +55,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
 
     Raises:
       Interrupted: on SIGTERM or Ctrl-C, once the state is saved.
-      NotFinite: a loss is not finite; the last checkpoint is from before.
-      ValueError: a configuration that cannot be run, or no whole checkpoint.
+      NotFinite: a loss or gradient is not finite; the last checkpoint is from before.
+      ValueError: a configuration that cannot be run, other images than the run began with, or no whole checkpoint.
+      OSError: something cannot be written; what is there is from before.
     """
     # ---- What is trained, on what, how -----------------------------------------------------
     mesh = parallel.mesh()
@@ -94,6 +96,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     clean = compiled(methods.create("standard"), Regularisation(regularisation.label_smoothing))
     adversarial = compiled(method, regularisation)
     count_correct, validate = build_counter(network, mesh), build_validation(config, network, mesh)
+    same_data(workdir, dataset)
 
     # ---- The state: new, or that of the last checkpoint ------------------------------------
     size = config.data.image_size
@@ -106,7 +109,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
         average=config.train.average > 0,
     )
     last = Checkpoints(workdir / "checkpoints" / "last", keep=2)
-    best = Checkpoints(workdir / "checkpoints" / "best", keep=1)
+    best = Checkpoints(workdir / "checkpoints" / "best", keep=2)  # `last` may still refer to the one before
     position: dict[str, Any] = {"seconds": 0.0, "best": None, "window": None}
     restored = last.restore(state, mesh)
     messages: list[str] = []
@@ -132,7 +135,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
             shard=(jax.process_index(), jax.process_count()),
         )
         limit = 1
-    held_out = data.resident(dataset.validation, image_size=size, workers=config.data.workers)
+    held_out = read_shares(dataset.validation, size, config.data.workers)
 
     # ---- The loop ----------------------------------------------------------------------------
     monitor = Monitor(workdir, total_steps, step, steps_per_epoch, active=jax.process_index() == 0)
@@ -142,10 +145,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     every_checkpoint = config.train.checkpoint_steps or steps_per_epoch
     stop = False
     with contextlib.ExitStack() as stack:
-        stack.callback(monitor.close)
+        stack.enter_context(monitor)
         if not resident:
             stack.callback(batches.close)
-        signals = stack.enter_context(_Signals())
+        signals, agreed = stack.enter_context(Signals()), parallel.agreed(mesh)
         while step < total_steps and not stop:
             # As many steps as the next line of metrics, checkpoint or epoch allows, in one call.
             place = step % steps_per_epoch
@@ -164,7 +167,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
             step += count
             place = step % steps_per_epoch
             monitor.progress(step)
-            stop = bool(signals.received) and jax.process_count() == 1  # several hosts must leave at the same step
+            stop = agreed(signals.received())  # several processes must leave at the same step
 
             if place == 0 or place % config.train.log_steps == 0:
                 seen = (images[index[-1]], labels[index[-1]]) if resident else batch[:2]
@@ -173,7 +176,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
                 monitor.train(step, {**line, "learning_rate": float(schedule(step - 1))})
             saves = stop or place == 0 or place % every_checkpoint == 0
             if saves:
-                window.check()  # nothing is saved after a loss that is not finite
+                window.check()
+                if not all_finite(state):  # nothing is saved that is no good state to go on from
+                    raise NotFinite(f"parameters, statistics or momenta are not finite after step {step}")
                 position |= {"seconds": time.perf_counter() - started, "window": window.sums()}
             if place == 0 and config.data.validation:
                 accuracies = validate(state, held_out)
@@ -187,6 +192,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
                     best.wait()  # whole, before `last` refers to it
                 monitor.validation(step, {**accuracies, "best": better})
             if saves:
+                monitor.sync()
                 last.save(state, position)
                 window.restart_clock()
         last.wait()
@@ -196,9 +202,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     # ---- What to evaluate --------------------------------------------------------------------
     selected: dict[str, Any] = {"checkpoint": "last", "step": step, "epoch": step / steps_per_epoch}
     if chosen == "best":
-        found = best.restore(state, mesh)
+        at = position["best"]["step"]
+        found = best.restore(state, mesh, at)
         if found is None:
-            raise ValueError(f"{workdir / 'checkpoints' / 'best'} holds no checkpoint any more")
+            raise ValueError(f"{workdir / 'checkpoints' / 'best'} holds no checkpoint of step {at} any more")
         state, selected = found[0], {"checkpoint": "best", **position["best"]}
     last.close()
     best.close()
@@ -273,6 +280,16 @@ def _own_share(array: np.ndarray, axis: int) -> np.ndarray:
     return np.split(array, jax.process_count(), axis=axis)[jax.process_index()]
 
 
+def read_shares(source: data.Split | data.Source, image_size: int, workers: int) -> data.Split:
+    """`data.resident` in every process; each reads and decodes its share of the images, and they exchange them."""
+    if isinstance(source, data.Split) or jax.process_count() == 1:
+        return data.resident(source, image_size=image_size, workers=workers)
+    mine = np.array_split(np.arange(len(source)), jax.process_count())[jax.process_index()]
+    share = data.resident(source.take(mine), image_size=image_size, workers=workers)
+    images = np.concatenate([part["images"] for part in parallel.gather({"images": share.images})])
+    return data.Split(images, source.labels, source.indices)
+
+
 def build_counter(network: nn.Module, mesh: Mesh) -> Callable[..., Array]:
     """``count(params, batch_stats, images uint8, labels)``: clean images classified correctly, over all devices."""
 
@@ -319,11 +336,18 @@ def build_validation(
     return validate
 
 
+@jax.jit
+def all_finite(tree: Any) -> Array:
+    """Whether every number in a tree is."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
+
+
 class Window:
     """The metrics since the last line, fetched one call late."""
 
     def __init__(self, sums: list[float] | None):
-        self._sums = np.zeros(5) if sums is None else np.array(sums)
+        self._sums = np.zeros(6) if sums is None else np.array(sums)
         self._since = time.perf_counter()
         self._pending: list[tuple[int, Any]] = []
 
@@ -346,14 +370,15 @@ class Window:
 
     def flush(self) -> dict[str, float]:
         self.check()
-        loss, correct, norm, saturated, count = self._sums
+        loss, correct, norm, saturated, gradient, count = self._sums
         now = time.perf_counter()
-        seconds, self._since, self._sums = now - self._since, now, np.zeros(5)
+        seconds, self._since, self._sums = now - self._since, now, np.zeros(6)
         return {
             "loss": loss / count,
             "adversarial_accuracy": correct / count,
             "perturbation_l2": norm / count,
             "saturated": saturated / count,
+            "gradient_l2": gradient / count,
             "images_per_second": count / seconds,
             "seconds": seconds,
         }
@@ -365,23 +390,3 @@ class Window:
             row, column = np.argwhere(~finite.T)[0][::-1]
             raise NotFinite(f"{metrics._fields[row]} is {values[row, column]} at step {step + column + 1}")
         self._sums += values.sum(axis=1)
-
-
-class _Signals:
-    """Notes SIGTERM and Ctrl-C, so that the loop can save and leave; a second Ctrl-C leaves at once."""
-
-    def __enter__(self) -> "_Signals":
-        self.received = 0
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in self._before:
-            signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number

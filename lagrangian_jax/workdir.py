@@ -1,15 +1,20 @@
-"""A work directory: which configuration it belongs to, and that one process at a time writes to it."""
+"""A work directory: which configuration and images it belongs to, and that one run at a time writes to it."""
 
 import contextlib
 import fcntl
+import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
-import jax
+import numpy as np
 from ml_collections import ConfigDict
 
+from lagrangian_jax import parallel
 from lagrangian_jax.config import differences, plain
+from lagrangian_jax.data import Dataset, Source, Split
 
 # Where data is and how fast it is read may change between two sittings of the same run; results do not depend on it.
 FREE = (("data", "dir"), ("data", "workers"), ("evaluation", "batch_size"))
@@ -17,38 +22,81 @@ FREE = (("data", "dir"), ("data", "workers"), ("evaluation", "batch_size"))
 
 @contextlib.contextmanager
 def open_workdir(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
-    """Makes the directory, or checks that it belongs to this configuration, and holds it against other processes.
+    """Makes the directory, or checks that it belongs to this configuration, and holds it against other runs.
+
+    In a job of several processes the first one does, and an error is raised in all of them.
 
     Raises:
       ValueError: it belongs to another configuration (says what differs; nothing is overwritten), or is in use.
       OSError: it cannot be written.
     """
-    if jax.process_index() != 0:
+    with contextlib.ExitStack() as held:
+        parallel.together(lambda: _claim(workdir, config, held))
         yield
-        return
+
+
+def _claim(workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
+        lock = held.enter_context((workdir / ".lock").open("w"))
     except OSError as error:
         raise OSError(f"cannot write to the work directory {workdir}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"the work directory {workdir} is in use by another process") from error
-        path = workdir / "config.json"
-        if path.exists():
-            different = differences(_fixed(plain(config)), _fixed(json.loads(path.read_text())))
-            if different:
-                raise ValueError(
-                    f"{workdir} belongs to another configuration: {'; '.join(different)}. "
-                    "Give another --workdir, or the configuration it was made with."
-                )
-        else:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(plain(config), indent=2) + "\n")
-            temporary.replace(path)
-        yield
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+    except BlockingIOError as error:
+        raise ValueError(f"the work directory {workdir} is in use by another process") from error
+    path = workdir / "config.json"
+    if not path.exists():
+        write_whole(path, json.dumps(plain(config), indent=2) + "\n")
+        return
+    try:
+        made_with = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or give another --workdir") from error
+    different = differences(_fixed(plain(config)), _fixed(made_with))
+    if different:
+        raise ValueError(
+            f"{workdir} belongs to another configuration: {'; '.join(different)}. "
+            "Give another --workdir, or the configuration it was made with."
+        )
+
+
+def same_data(workdir: pathlib.Path, dataset: Dataset) -> None:
+    """Notes which images a run is of, or checks that they still are these: an order, a memory and rows depend on it.
+
+    Raises:
+      ValueError: a split has other images than when the run began.
+    """
+    here = {name: _identity(getattr(dataset, name)) for name in ("train", "validation", "test")}
+    path = workdir / "data.json"
+
+    def check() -> None:
+        if not path.exists():
+            write_whole(path, json.dumps(here, indent=2) + "\n")
+            return
+        different = differences(here, json.loads(path.read_text()))
+        if different:
+            raise ValueError(
+                f"the images of {dataset.name} are not those that {workdir} began with: {'; '.join(different)}. "
+                "Restore what was lost or take away what was added, or give another --workdir."
+            )
+
+    parallel.together(check)
+
+
+def _identity(split: Split | Source) -> dict[str, Any]:
+    content = np.asarray(split.labels, np.int64).tobytes() + np.asarray(split.indices, np.int64).tobytes()
+    return {"images": len(split.labels), "digest": hashlib.blake2b(content, digest_size=12).hexdigest()}
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that its name holds the old content or the new, never a part of it."""
+    temporary = path.with_name(f".{path.name}.writing")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _fixed(config: dict) -> dict:

@@ -4,18 +4,22 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, evaluate, main, models
-from lagrangian_jax.config import Interrupted, NotFinite
+from lagrangian_jax import train as train_module
+from lagrangian_jax.config import NotFinite
 from lagrangian_jax.models.resnet import ResNet
 from lagrangian_jax.monitor import Monitor
+from lagrangian_jax.signals import Interrupted
 from lagrangian_jax.train import train
 
 TIMES = ("seconds", "images_per_second")
@@ -142,10 +146,33 @@ def test_best_is_selected_by_validation(dataset, tmp_path):
     assert trained.summary["selected"]["step"] == first
 
 
-def test_loss_that_is_not_finite_stops_the_run(dataset, tmp_path):
-    config = _config(**{"optimizer.learning_rate": "1e30", "optimizer.warmup": "0.0"})
-    with pytest.raises(NotFinite, match=r"loss is (nan|inf) at step \d"):
-        train(config, tmp_path, dataset)
+def test_loss_that_is_not_finite_stops_the_run(tmp_path, capfd):
+    """One line that names the step; the checkpoints from before are kept, and the report says so."""
+    fields = ["optimizer.learning_rate=1e30", "optimizer.warmup=0.0", "network.name=tiny", "train.checkpoint_steps=1"]
+    arguments = ["--config=digits:standard,smoke", *(f"--config.{field}" for field in fields)]
+    code, error = _main(capfd, *arguments, f"--workdir={tmp_path}")
+    assert code == 1
+    message = error.strip().splitlines()[-1]
+    assert re.fullmatch(r"error: (loss|gradient_l2) is (nan|inf) at step \d", message)
+    saved = [int(path.name) for path in (tmp_path / "checkpoints" / "last").iterdir() if path.is_dir()]
+    assert max(saved) < int(message.split()[-1])
+    assert f"Training stopped: {message.removeprefix('error: ')}" in (tmp_path / "report.html").read_text()
+    assert "Training stopped" in (tmp_path / "report.md").read_text()
+
+
+def test_state_that_is_not_finite_is_not_saved(dataset, tmp_path, monkeypatch):
+    """The loss of a step is that of the parameters before it: what it leaves is looked at, too."""
+    monkeypatch.setattr(train_module, "all_finite", lambda state: int(state.step) < 8)
+    with pytest.raises(NotFinite, match="not finite after step 8"):
+        train(_config(), tmp_path, dataset)
+    assert [path.name for path in (tmp_path / "checkpoints" / "last").iterdir() if path.is_dir()] == ["4"]
+
+
+def test_all_finite():
+    numbers = {"a": jnp.ones(3), "n": jnp.int32(4), "key": jax.random.key(0)}
+    assert train_module.all_finite(numbers)
+    assert not train_module.all_finite(numbers | {"b": jnp.array([1.0, jnp.nan])})
+    assert not train_module.all_finite(numbers | {"b": jnp.array([1.0, -jnp.inf])})
 
 
 def _main(capfd, *arguments):

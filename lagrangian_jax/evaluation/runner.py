@@ -45,6 +45,7 @@ def run(
     workdir: str | Path | None = None,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
     keep_pictures: int = 8,
 ) -> Result:
     """Attacks a network with every attack of a suite.
@@ -70,6 +71,8 @@ def run(
         is not computed again. None: nothing is written.
       mesh: one axis, "data"; by default all devices.
       progress: called as ``progress(row's name, examples done, of how many)``.
+      stop: asked after every chunk of examples; once it says yes, in any process, what is done is kept and
+        `lagrangian_jax.signals.Interrupted` raised. `lagrangian_jax.signals.Signals.received` is one.
       keep_pictures: adversarial images kept of each attack, of the first examples.
 
     Returns:
@@ -80,6 +83,7 @@ def run(
 
     Raises:
       ValueError: the input is not what is described here, or the work directory holds another evaluation's rows.
+      Interrupted: ``stop`` said so.
 
     >>> import jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.mean((1, 2, 3)) - 0.5, 0.5 - images.mean((1, 2, 3))], axis=-1)
@@ -126,7 +130,7 @@ def run(
         if not work.finished:
             if attack.name == "autoattack" and not work.begun:
                 work.notes += _self_checks(attack, key, network, examples)
-            work.run(programs, _example_keys(key, row.name, examples.index), batch, progress)
+            work.run(programs, _example_keys(key, row.name, examples.index), batch, progress, stop or _never)
             programs.forget()
         works.append(work)
     return Result(
@@ -145,6 +149,10 @@ def run(
         network={"digest": identity["network"], "parameters": _size(weights)},
         examples={work.row.name: work.rows() for work in works},
     )
+
+
+def _never() -> bool:
+    return False
 
 
 def _on_host(leaf: Any) -> Any:

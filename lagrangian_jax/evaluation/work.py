@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from lagrangian_jax import attacks
+from lagrangian_jax import attacks, parallel
 from lagrangian_jax.attacks import Attack, Execution
 from lagrangian_jax.evaluation import files, processes
 from lagrangian_jax.evaluation.examples import Examples
 from lagrangian_jax.evaluation.programs import Programs
 from lagrangian_jax.evaluation.result import AttackResult, plain
 from lagrangian_jax.evaluation.suites import Row
+from lagrangian_jax.signals import Interrupted
 
 SAVE_SECONDS = 10.0  # between two savings of an unfinished attack
 CHUNK_BATCHES = 8  # of an attack in stages, so that the survivors of a chunk still fill batches
@@ -69,7 +70,14 @@ class Work:
     def finished(self) -> bool:
         return bool(self._state["done"].all())
 
-    def run(self, programs: Programs, keys: np.ndarray, batch: int, progress: Progress | None) -> None:
+    def run(
+        self,
+        programs: Programs,
+        keys: np.ndarray,
+        batch: int,
+        progress: Progress | None,
+        stop: Callable[[], bool],
+    ) -> None:
         """Does what is left.
 
         Args:
@@ -77,6 +85,10 @@ class Work:
           keys: (N, ...) key data, one an example.
           batch: examples of one program.
           progress: called with the row's name, the number of examples done, and of all.
+          stop: asked after every chunk.
+
+        Raises:
+          Interrupted: ``stop`` said yes in some process; what is done is saved.
         """
         parts = (1, 4, 16) if self.attack.survivors else (1,)
         sizes = sorted({programs.rounded(-(-batch // part)) for part in parts})
@@ -85,10 +97,17 @@ class Work:
         for chunk in chunks:
             if progress is not None:
                 progress(self.row.name, int(self._state["done"].sum()), self.examples.count)
-            self._merge(self._attack(programs, keys, chunk, sizes))
-            if time.perf_counter() - saved > SAVE_SECONDS and not self.finished:
+            found = self._attack(programs, keys, chunk, sizes)
+            stopped = self._merge({**found, "stop": np.array(stop())})
+            if (stopped or time.perf_counter() - saved > SAVE_SECONDS) and not self.finished:
                 self._save(self._unfinished)
                 saved = time.perf_counter()
+                if stopped:
+                    done = int(self._state["done"].sum())
+                    raise Interrupted(
+                        f"stopped at {self.row.name}, {done} of {self.examples.count} images done; the same command "
+                        "goes on from there"
+                    )
         self._warn(sizes[-1])
         self._save(self._path)
         self._drop_unfinished()
@@ -153,9 +172,10 @@ class Work:
         found["fitted"] = np.array(programs.largest or sizes[-1])
         return {"rows": chunk, **found}
 
-    def _merge(self, found: Mapping[str, np.ndarray]) -> None:
+    def _merge(self, found: Mapping[str, np.ndarray]) -> bool:
+        """Takes in every process's part of a chunk; whether one of them is to stop."""
         state = self._state
-        everyone = processes.gather(found)
+        everyone = parallel.gather(found)
         for part in everyone:
             state["done"][part["rows"]] = True
             for name in ("prediction", "l0", "l2", "linf"):
@@ -164,6 +184,7 @@ class Work:
             state["costs"] += part["costs"]
             self._fitted = min(self._fitted, int(part["fitted"]))
         state["seconds"] += np.max([part["seconds"] for part in everyone], axis=0)
+        return any(part["stop"] for part in everyone)
 
     def _costs(self, programs: Programs, execution: Execution, count: int) -> np.ndarray:
         forward, gradients, bounds = float(count if self.attack.survivors else 0), 0.0, 0
@@ -206,7 +227,7 @@ class Work:
         if path is None:
             return False
         here = jax.process_index() == 0 and path.exists()
-        content = processes.broadcast(path.read_bytes() if here else b"")
+        content = parallel.broadcast(path.read_bytes() if here else b"")
         if not content and not here:
             return False
         try:

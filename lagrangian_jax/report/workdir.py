@@ -95,7 +95,11 @@ def read(workdir: str | pathlib.Path) -> Run:
         validation=_by_step(lines, "validation"),
         results=results,
         pictures=pictures,
-        notes=[str(note) for note in results.get("failures") or []] + notes,
+        notes=[
+            *(f"Training stopped: {line.get('message')}" for line in _by_step(lines, "failure")),
+            *(str(note) for note in results.get("failures") or []),
+            *notes,
+        ],
     )
 
 
