@@ -56,8 +56,29 @@ def test_flax_reads_the_msgpack_file(variables, tmp_path):
 
 
 def test_a_suffix_that_means_nothing_is_refused(variables, tmp_path):
-    with pytest.raises(ValueError, match=r"weights\.h5: expected \.safetensors, \.msgpack, \.stablehlo or a directory"):
+    with pytest.raises(
+        ValueError, match=r"weights\.h5: expected \.safetensors, \.msgpack, \.stablehlo, \.onnx or a dir"
+    ):
         lj.interop.save(tmp_path / "weights.h5", NETWORK, variables)
+
+
+def test_a_directory_of_other_things_is_not_replaced(variables, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="results is there already, and is not an orbax directory"):
+        lj.interop.save(tmp_path / "results", NETWORK, variables)
+    assert (tmp_path / "results" / "results.json").exists()
+
+
+def test_an_onnx_file_runs_elsewhere(variables, tmp_path):
+    pytest.importorskip("jax2onnx", reason="pip install 'lagrangian_jax[onnx]'")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    lj.interop.save(tmp_path / "network.onnx", NETWORK, variables, (8, 8, 3))
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).random((3, 8, 8, 3), np.float32)
+    for count in (3, 2):
+        (logits,) = session.run(None, {session.get_inputs()[0].name: images[:count]})
+        np.testing.assert_allclose(logits, NETWORK.apply(variables, images[:count]), rtol=1e-4)
 
 
 def test_layouts_are_pytorchs(variables):

@@ -1,5 +1,6 @@
 """Weights into a network and out of it."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +11,11 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, export
 
 from lagrangian_jax.interop import fit
 from lagrangian_jax.interop.torch import from_torch, read_state_dict, to_state_dict
+from lagrangian_jax.models.forward import apply
 
 
 def load(
@@ -100,18 +102,21 @@ def save(
     ``.stablehlo``      the whole network, weights and normalisation inside, for batches of any size on CPU, GPU and
                         TPU; `load_function` and ``jax.export.deserialize`` read it, with its gradient, so that it can
                         be attacked. Needs ``pip install 'lagrangian_jax[export]'``.
+    ``.onnx``           the whole network, for batches of any size, to run elsewhere; through `jax2onnx`. Needs
+                        ``pip install 'lagrangian_jax[onnx]'``.
     ==================  ================================================================================================
 
-    `load` reads the first three. There is no ONNX file: StableHLO is what JAX exports.
+    `load` reads the first three.
 
     Args:
-      path: where; an existing file is replaced.
+      path: where; an existing file or orbax directory is replaced.
       network: the network that the variables belong to.
       variables: ``{"params": ..., "batch_stats": ...}``.
-      image_shape: (H, W, C) of the input of a ``.stablehlo`` file; the default is that of `load`.
+      image_shape: (H, W, C) of the input of a whole network; the default is that of `load`.
 
     Raises:
-      ValueError: another suffix.
+      ValueError: another suffix, or a directory that is there and is not orbax's.
+      ImportError: the package that a format needs is not installed.
     """
     path = pathlib.Path(path)
     if path.suffix == ".safetensors":
@@ -123,14 +128,20 @@ def save(
 
         path.write_bytes(flax.serialization.msgpack_serialize(jax.device_get(variables)))
     elif path.suffix == ".stablehlo":
-        path.write_bytes(_exported(network, variables, image_shape))
+        path.write_bytes(_stablehlo(network, variables, image_shape or fit.default_image_shape(network)))
+    elif path.suffix == ".onnx":
+        path.write_bytes(_onnx(network, variables, image_shape or fit.default_image_shape(network)))
     elif not path.suffix:
         import orbax.checkpoint as ocp
 
+        if path.exists() and not (path / "_CHECKPOINT_METADATA").exists():
+            raise ValueError(f"{path} is there already, and is not an orbax directory that could be replaced")
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path.absolute(), variables, force=True)
     else:
-        raise ValueError(f"{path}: expected .safetensors, .msgpack, .stablehlo or a directory's name without a suffix")
+        raise ValueError(
+            f"{path}: expected .safetensors, .msgpack, .stablehlo, .onnx or a directory's name, without a suffix"
+        )
 
 
 def torch_tensors(network: nn.Module, variables: Any) -> dict[str, np.ndarray]:
@@ -141,13 +152,21 @@ def torch_tensors(network: nn.Module, variables: Any) -> dict[str, np.ndarray]:
     return tensors | (network.torch_buffers() if hasattr(network, "torch_buffers") else {})
 
 
-def _exported(network: nn.Module, variables: Any, image_shape: tuple[int, int, int] | None) -> bytes:
-    shape = image_shape or fit.default_image_shape(network)
-    logits_fn = jax.jit(lambda images: network.apply(variables, images, train=False))
-    batch = jax.export.symbolic_shape(f"batch, {', '.join(map(str, shape))}")
+def _stablehlo(network: nn.Module, variables: Any, image_shape: tuple[int, int, int]) -> bytes:
+    batch = export.symbolic_shape(f"batch, {', '.join(map(str, image_shape))}")
     images = jax.ShapeDtypeStruct(batch, jnp.float32)
-    exported = jax.export.export(logits_fn, platforms=("cpu", "cuda", "tpu"))(images)
+    exported = export.export(jax.jit(functools.partial(apply, network, variables)), platforms=("cpu", "cuda", "tpu"))(
+        images
+    )
     return bytes(exported.serialize(vjp_order=1))
+
+
+def _onnx(network: nn.Module, variables: Any, image_shape: tuple[int, int, int]) -> bytes:
+    try:
+        from jax2onnx import to_onnx
+    except ImportError as error:
+        raise ImportError("ONNX files need the package jax2onnx: pip install 'lagrangian_jax[onnx]'") from error
+    return to_onnx(functools.partial(apply, network, variables), [("batch", *image_shape)]).SerializeToString()
 
 
 def load_function(path: str | os.PathLike) -> Callable[[Array], Array]:
@@ -155,4 +174,4 @@ def load_function(path: str | os.PathLike) -> Callable[[Array], Array]:
 
     It needs neither the network's code nor its weights, and every attack takes it.
     """
-    return jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call
+    return export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call
