@@ -17,7 +17,7 @@ from lagrangian_jax.models.preact_resnet import PreActResNet
 from lagrangian_jax.models.resnet import Bottleneck, ResNet
 from lagrangian_jax.models.wide_resnet import WideResNet
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed (pip install '.[interop]')")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (pip install '.[torch]')")
 theirs = runpy.run_path(str(pathlib.Path(__file__).with_name("torch_networks.py")))
 
 CIFAR10 = dict(zip(("mean", "std"), lj.models.NORMALISATIONS["cifar10"], strict=True))
