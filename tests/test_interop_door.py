@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,18 @@ def test_weights_are_a_file_a_directory_or_a_run(tiny, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty is not an orbax directory"):
         evaluate.load_variables(tmp_path / "empty", network, (32, 32, 3))
+
+
+def test_models_of_robustbench_have_the_architecture_that_their_names_tell():
+    for model in lj.interop.robustbench.NETWORKS:
+        network, sizes = lj.interop.robustbench.network(model), re.search(r"_(?:WRN-?_?)?(\d\d)[_-](\d\d)", model)
+        if sizes:
+            assert (network.depth, network.widen_factor) == tuple(map(int, sizes.groups())), model
+        if re.search("_RN?18", model):
+            assert tuple(network.stages) == (2, 2, 2, 2), model
+    assert lj.interop.robustbench.network("Hendrycks2019Using").mean == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match=r"unknown model of RobustBench 'Carmon2019'; did you mean 'Carmon2019Unlab"):
+        lj.interop.robustbench.network("Carmon2019")
 
 
 # The fields of RobustBench's model_info/cifar10/Linf/Wang2023Better_WRN-28-10.json, with their types.

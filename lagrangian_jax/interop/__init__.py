@@ -1,6 +1,7 @@
-"""Weights of PyTorch networks, in and out, by name; Flax, orbax and StableHLO files; RobustBench's form of a result."""
+"""Weights of PyTorch networks, in and out, by name; Flax, orbax, StableHLO and ONNX files; RobustBench."""
 
+from lagrangian_jax.interop import robustbench
 from lagrangian_jax.interop.robustbench import model_info
 from lagrangian_jax.interop.weights import load, load_function, save
 
-__all__ = ["load", "load_function", "model_info", "save"]
+__all__ = ["load", "load_function", "model_info", "robustbench", "save"]

@@ -45,11 +45,11 @@ def load(
         the file is damaged, or holds another normalisation than the network's.
       OSError: the file cannot be read.
 
-    RobustBench's model zoo says which architecture and normalisation each of its networks has::
+    A model of RobustBench, from the file that its `load_model` leaves::
 
-        network = lj.models.create("wide_resnet28_10")
+        network = lj.interop.robustbench.network("Carmon2019Unlabeled")
         variables = lj.interop.load("models/cifar10/Linf/Carmon2019Unlabeled.pt", network)
-        result = lj.evaluation.run(lambda v, x: network.apply(v, x), images, labels, variables=variables)
+        result = lj.evaluation.run(network.apply, images, labels, suite="autoattack_linf", variables=variables)
     """
     tensors = read_state_dict(path, entry)
     leaves = fit.leaves(network, image_shape)
