@@ -3,7 +3,7 @@
     python -m lagrangian_jax.distances.convert alexnet-owt-7be5be79.pth lpips_alexnet.safetensors
     python -m lagrangian_jax.distances.convert trained.safetensors alexnet_cifar_features.safetensors --half
 
-A PyTorch file is read as weights only (nothing in it is executed) and needs PyTorch installed.
+A PyTorch file is read as weights only (nothing in it is executed), without PyTorch.
 """
 
 import argparse
