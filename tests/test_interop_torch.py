@@ -142,6 +142,11 @@ def _optimizer_of(state):
     return optimizer.state_dict()
 
 
+def _circle(content):
+    content["trainer"] = argparse.Namespace(checkpoint=content)
+    return content
+
+
 WRAPPED = {
     "plain": lambda state: state,
     "state_dict": lambda state: {"state_dict": state, "best_prec1": torch.tensor(92.8), "epoch": 3},
@@ -149,6 +154,7 @@ WRAPPED = {
     "model": lambda state: {"optimizer": _optimizer_of(state), "model": {f"module.{k}": v for k, v in state.items()}},
     "model_state_dict": lambda state: {"model_state_dict": state, "args": argparse.Namespace(lr=0.1)},
     "twice": lambda state: {"model": {"state_dict": {f"model.{k}": v for k, v in state.items()}}},
+    "in_a_circle": lambda state: _circle({"last_state": state}),
     "unknown": lambda state: {"weights_at_the_end": state, "log": [1.0, np.float64(2.0)]},
     "sequential": lambda state: {
         "0.mean": torch.tensor([0.5, 0.5, 0.5]),

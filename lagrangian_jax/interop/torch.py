@@ -84,10 +84,13 @@ def _state_dict(value: Any, entry: str | None, path: str) -> dict[str, np.ndarra
 def _groups(value: Any) -> list[str]:
     """Keys under which there is a dictionary that holds tensors, at any depth."""
 
-    def holds(item: Any) -> bool:
-        return isinstance(item, dict) and any(isinstance(v, np.ndarray) or holds(v) for v in item.values())
+    def holds(item: Any, seen: set[int]) -> bool:
+        if not isinstance(item, dict) or id(item) in seen:  # objects in a pickle may refer to each other in circles
+            return False
+        seen.add(id(item))
+        return any(isinstance(inner, np.ndarray) or holds(inner, seen) for inner in item.values())
 
-    return [name for name, item in value.items() if holds(item)] if isinstance(value, dict) else []
+    return [name for name, item in value.items() if holds(item, {id(value)})] if isinstance(value, dict) else []
 
 
 def _module_state(module: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
