@@ -151,6 +151,7 @@ def test_no_network_is_named_where_none_fits_better(variables):
         ("attacker.net.linear.bias", True),  # the network's own, a second time
         ("attacker.net.linear.weight", False),  # of another value
         ("projector.bias", False),
+        ("conv1.weight", False),  # beside net.conv1.weight
     ],
 )
 def test_surplus_tensors(surplus, loads, variables, tmp_path):

@@ -55,7 +55,7 @@ def load(
     leaves = fit.leaves(network, image_shape)
     prefix = fit.common_prefix(tensors, leaves)
     found = {name: tensors[prefix + name] for name in leaves if prefix + name in tensors}
-    rest = {name: value for name, value in tensors.items() if name.removeprefix(prefix) not in found}
+    rest = {name: x for name, x in tensors.items() if not (name.startswith(prefix) and name[len(prefix) :] in found)}
     missing = [name for name in leaves if name not in found]
     surplus = [name for name, x in rest.items() if not fit.UNUSED.search(name) and not _copy(name, x, found)]
     misshapen = [f"{n} {x.shape}, expected {leaves[n][1]}" for n, x in found.items() if x.shape != leaves[n][1]]
@@ -70,7 +70,7 @@ def load(
 
 def _copy(name: str, value: np.ndarray, found: Mapping[str, np.ndarray]) -> bool:
     """Whether a tensor is one of the network's a second time: attack objects that hold the network save it again."""
-    return any(name.endswith(f".{known}") and np.array_equal(value, x) for known, x in found.items())
+    return any(f".{name}".endswith(f".{known}") and np.array_equal(value, x) for known, x in found.items())
 
 
 def _listed(what: str, names: Sequence[str], most: int = 12) -> list[str]:
