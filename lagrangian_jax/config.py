@@ -211,10 +211,13 @@ def packaged() -> pathlib.Path:
 def set_field(config: ConfigDict, field: str, text: str) -> None:
     """Sets ``field`` (dots descend) to ``text``, read as the type that the field has.
 
-    The fields of ``network`` are the parameters of the network; another ``network.name`` brings its own.
+    The fields of ``network`` are the parameters of the network. Another ``network.name`` brings its own, and keeps what
+    the configuration had changed, as far as it has such parameters.
     """
     if field == "network.name":
-        config.network = _network({"name": text})
+        before, after = models.parameters(config.network.name), models.parameters(text)
+        changed = {key: value for key, value in config.network.items() if key in after and value != before[key]}
+        config.network = _network({**changed, "name": text})
     elif field.startswith("network."):
         config.network = _network(config.network)
     *parents, last = field.split(".")

@@ -30,6 +30,15 @@ def test_another_network_brings_its_parameters():
     assert build_network(config, 10) == lj.models.create("wide_resnet28_10", widen_factor=2)
 
 
+def test_another_network_keeps_what_the_configuration_changed():
+    config = _parsed("--config=imagenet100", "--config.network.name=resnet50")
+    assert build_network(config, 100) == lj.models.create("resnet50", stem="imagenet", num_classes=100)
+    config = _parsed("--config=digits:lagrangian,smoke", "--config.network.name=preact_resnet18")
+    assert config.network.width == 4
+    config = _parsed("--config=digits:lagrangian,smoke", "--config.network.name=wide_resnet28_10")
+    assert "width" not in config.network
+
+
 def test_fields_of_the_network_are_its_parameters():
     config = _parsed(
         "--config=cifar10:lagrangian,slim", "--config.network.mean=0.5,0.4,0.3", "--config.network.std=1,1,1"
