@@ -9,40 +9,55 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 
-def count(function: Callable, *arguments: Any) -> float:
+def count(function: Callable, *arguments: Any, rounds: int = 1) -> float:
     """Operations (a multiplication and an addition are two) of one call.
 
     Element-wise work and reductions are not counted: they are bound by memory, not arithmetic. Products with the zeros
-    of
-    padding or dilation are counted as the convolution computes them without dilation: the transposed convolution of a
-    strided one costs what the strided one does.
+    of padding or dilation are counted as the convolution computes them without dilation: the transposed convolution of
+    a strided one costs what the strided one does.
 
     >>> import jax.numpy as jnp
     >>> count(lambda a, b: jax.lax.fori_loop(0, 3, lambda i, a: a @ b, a), jnp.ones((2, 4)), jnp.ones((4, 4)))
     192.0
     """
-    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return total(_operations, function, *arguments, rounds=rounds)
+
+
+def total(cost: Callable[[core.JaxprEqn], float], function: Callable, *arguments: Any, rounds: int = 1) -> float:
+    """The sum of ``cost`` over all that one call executes.
+
+    Args:
+      cost: of one equation of the program; loops and calls are followed, not asked for.
+      function: what is called.
+      arguments: its arrays, or `jax.ShapeDtypeStruct` of them.
+      rounds: how often a loop goes round whose end depends on what it computes.
+    """
+    return _total(cost, jax.make_jaxpr(function)(*arguments).jaxpr, rounds)
+
+
+def _total(cost: Callable[[core.JaxprEqn], float], jaxpr: core.Jaxpr, rounds: int) -> float:
     # Without what nothing depends on: the attack's gradients of weights, which XLA leaves out too.
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return _count(needed)
-
-
-def _count(jaxpr: core.Jaxpr) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
+    result = 0.0
+    for equation in needed.eqns:
         name = equation.primitive.name
-        if name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
-        elif name == "conv_general_dilated":
-            total += _convolution(equation)
-        elif name == "cond":  # one branch runs; they do the same work for different platforms
-            total += max(_count(branch.jaxpr) for branch in equation.params["branches"])
+        if name == "cond":  # one branch runs; where they differ for platforms they do the same work
+            result += max(_total(cost, branch.jaxpr, rounds) for branch in equation.params["branches"])
         else:
-            times = equation.params.get("length", 1) if name == "scan" else 1
-            total += times * sum(_count(inner) for inner in _inner(equation.params))
-    return total
+            times = {"scan": equation.params.get("length"), "while": rounds}.get(name, 1)
+            result += cost(equation)
+            result += times * sum(_total(cost, inner, rounds) for inner in _inner(equation.params))
+    return result
+
+
+def _operations(equation: core.JaxprEqn) -> float:
+    if equation.primitive.name == "conv_general_dilated":
+        return _convolution(equation)
+    if equation.primitive.name != "dot_general":
+        return 0.0
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    shape = equation.invars[0].aval.shape
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
 
 
 def _convolution(equation: core.JaxprEqn) -> float:

@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
     seconds = {name: statistics.median(values) / steps[name] for name, values in times.items()}
     batch = config.train.batch_size
     rate = result["operations"] / seconds["lagrangian_jax"]
+    result["peak_operations_per_second"] = peak(config.precision)
     result |= {
         "step_seconds": seconds,
         "images_per_second": {name: batch / value for name, value in seconds.items()},
@@ -123,7 +124,6 @@ def ours(config: configuration.ConfigDict) -> dict:
         "operations": counted,
         "compile_seconds": compile_seconds,
         "memory_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes,
-        "peak_operations_per_second": peak(config.precision),
     }
 
 

@@ -1,0 +1,164 @@
+"""What a training step of each method costs: evaluations of the network, operations and seconds, beside PGD-10's.
+
+    python -m benchmarks.methods --output=results/methods.json
+    python -m benchmarks.methods --methods=standard,lagrangian,pgd_linf --config.network.width=64
+
+Evaluations and operations are counted in the programs, with the parameters and the network of configs/cifar10.py.
+Seconds are measured, in turns, on the network of ``--config``, by default a slim one that a CPU affords. `pgd_linf` is
+PGD-10; `pgd_5` is the same with 5 steps, which the paper says is what the Lagrangian step costs. Carlini and Wagner's
+attack ends early where it can: counted is the most that it may take.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from benchmarks import operations
+from benchmarks.train_step import in_turns, ours
+from lagrangian_jax import config as configuration
+from lagrangian_jax import methods
+from lagrangian_jax.parallel import AXIS
+from lagrangian_jax.state import initial_state
+from lagrangian_jax.step import resident_steps, training_step
+from lagrangian_jax.train import build_method, build_network, build_optimizer
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", default="", help="comma-separated; all if not given")
+    parser.add_argument("--rounds", type=int, default=3, help="of the measurement; 0 counts only")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of each method in a round; at least two steps")
+    parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
+    try:
+        given = argv if any(a.startswith("--config=") for a in argv) else [*argv, "--config=cifar10:comparison"]
+        arguments, config = configuration.parse(given, parser)
+    except configuration.UsageError as error:
+        return configuration.fail(str(error), code=2)
+    names = arguments.methods.split(",") if arguments.methods else [*methods.names(), "pgd_5"]
+    rows = {name: count(paper(name)) for name in names}
+    result: dict[str, Any] = {"jax": jax.__version__, "methods": rows}
+    if arguments.rounds:
+        steps = {name: ours(measured(name, config)) for name in names}
+        times = in_turns({name: step["call"] for name, step in steps.items()}, arguments.rounds, arguments.seconds)
+        for name, values in times.items():
+            rows[name]["seconds"] = statistics.median(values) / steps[name]["steps_per_call"]
+        network = configuration.plain(config.network)
+        device = {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+        result["measured"] = {**device, "network": network, "batch_size": config.train.batch_size}
+    for row in rows.values():
+        for unit in ("operations", "seconds"):
+            for base in ("standard", "pgd_linf"):
+                if unit in row and base in rows:
+                    row[f"{unit}_over_{base}"] = row[unit] / rows[base][unit]
+    show(rows)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def paper(name: str) -> ConfigDict:
+    """The paper's CIFAR-10 recipe for a method; for ``pgd_5`` that of `pgd_linf` with 5 steps."""
+    if name != "pgd_5":
+        return configuration.load(f"cifar10:{name}")
+    config = configuration.load("cifar10:pgd_linf")
+    config.method.steps = 5
+    return config
+
+
+def measured(name: str, config: ConfigDict) -> ConfigDict:
+    """``config`` with the method, and its parameters, of the paper's recipe."""
+    config = config.copy_and_resolve_references().unlock()
+    config.method = paper(name).method
+    return config.lock()
+
+
+def count(config: ConfigDict) -> dict[str, float]:
+    """What one step costs, after any warm-up.
+
+    Returns:
+      ``gradients`` of the network by the images and ``passes`` besides, both of the attack alone, and ``operations``:
+      those of the whole step with its update, where 1 is a pass of the network over the batch.
+    """
+    method, network = build_method(config), build_network(config, 10)
+    rounds = config.method.get("steps", 1)
+    gradients, passes = evaluations(method, rounds)
+    batch, size = config.train.batch_size, config.data.image_size
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+    optimizer = build_optimizer(config, lambda step: 0.1)
+
+    def new_state():
+        return initial_state(jax.random.key(0), network, images.shape[1:], optimizer, method.memory(batch))
+
+    state = jax.eval_shape(new_state)
+    step = training_step(network, method, optimizer, None, 1, 0.0)
+    run = resident_steps(step, Mesh(np.array(jax.devices()[:1]), (AXIS,)))
+    labels, index = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch,), (1, batch)))
+    pixels = jax.ShapeDtypeStruct(images.shape, jnp.uint8)
+    whole = operations.count(run, state, pixels, labels, index, rounds=rounds)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    one = operations.count(lambda variables, images: network.apply(variables, images, train=False), variables, images)
+    return {"gradients": gradients, "passes": passes, "operations": whole / one}
+
+
+class Probe(nn.Module):
+    """A matrix product: a pass computes logits once, a gradient by the images besides a product of the images' size."""
+
+    @nn.compact
+    def __call__(self, images, train=False, features=False):
+        logits = nn.Dense(7)(images.reshape(len(images), -1))
+        return (logits, [images]) if features else logits
+
+
+def evaluations(method: methods.Method, rounds: int = 1) -> tuple[float, float]:
+    """The gradients by the images and the other passes of a method's attack, counted in its program.
+
+    Args:
+      method: from `methods.create`.
+      rounds: of loops whose end depends on what they compute.
+
+    >>> evaluations(methods.create("lagrangian"))
+    (5.0, 0.0)
+    """
+    images, labels = jnp.zeros((5, 16, 16, 3)), jnp.zeros(5, jnp.int32)
+    params = Probe().init(jax.random.key(0), images)["params"]
+    keys = jax.random.split(jax.random.key(0), 5)
+
+    def craft(keys, params, images, rows, epoch):
+        network = methods.Network(Probe(), params, {})
+        return method.craft(keys, network, methods.Batch(images, labels, labels), rows, epoch)
+
+    def products_of(size):
+        def cost(equation: core.JaxprEqn) -> float:
+            is_product = equation.primitive.name == "dot_general"
+            return float(is_product and equation.outvars[0].aval.shape == (5, size))
+
+        return operations.total(cost, craft, keys, params, images, method.memory(5), 0.0, rounds=rounds)
+
+    gradients = products_of(images[0].size)
+    return gradients, products_of(7) - gradients
+
+
+def show(rows: dict[str, dict[str, float]]) -> None:
+    print(f"{'':15s} gradients  passes  operations  / standard  / PGD-10    seconds  / standard  / PGD-10")
+    for name, row in rows.items():
+        line = f"{name:15s} {row['gradients']:9.0f} {row['passes']:7.0f}"
+        for unit in ("operations", "seconds"):
+            for column, width in ((unit, 12), (f"{unit}_over_standard", 12), (f"{unit}_over_pgd_linf", 10)):
+                line += f" {row[column]:{width - 1}.2f}" if column in row else " " * width
+        print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
