@@ -151,8 +151,9 @@ def early_stopping(config: ConfigDict) -> None:
 
 def evaluation_statistics(config: ConfigDict) -> None:
     """Running averages in the attack, for methods whose original uses the statistics of the batch."""
-    if "statistics" in config.method:
-        config.method.statistics = "eval"
+    for field in ("statistics", "search_statistics"):
+        if field in config.method:
+            config.method[field] = "eval"
 
 
 class UsageError(Exception):

@@ -433,5 +433,7 @@ def test_unknown_names_and_values():
         methods.create("pat", distance="lpips")
     with pytest.raises(ValueError, match=r"method\.multiplier_spread: expected 1 or more; got 0\.5"):
         methods.create("lagrangian", multiplier_spread=0.5)
-    with pytest.raises(ValueError, match=r"method\.statistics: expected 'eval' or 'batch'.*got 'train'"):
-        methods.create("ddn", statistics="train").craft(KEYS, SITUATION.network, SITUATION.batch, (), 0.0)
+    with pytest.raises(ValueError, match=r"method\.statistics: expected eval or batch with 'ddn'; got 'train'"):
+        methods.create("ddn", statistics="train")
+    with pytest.raises(ValueError, match=r"method\.search_statistics: expected train or batch or eval .*; got 'evl'"):
+        methods.create("mma", search_statistics="evl")

@@ -1,5 +1,11 @@
 """Options of any method: smoothed labels, perturbed weights, a penalty on variation; and what methods remember."""
 
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -181,3 +187,36 @@ def test_memory_of_another_length_is_refused():
     state = initial_state(jax.random.key(1), NETWORK, (6, 6, 3), optax.sgd(RATE), method.memory(20))
     with pytest.raises(ValueError, match="memory: expected a row for each of the 24 training images; got 20"):
         _step(method, state=state)
+
+
+@pytest.mark.slow
+def test_memory_on_eight_devices_is_that_on_one():
+    """With running averages in the attack, so that examples do not depend on which share a device."""
+    script = textwrap.dedent("""
+        import json, sys
+        import jax, numpy as np, optax
+        sys.path.insert(0, sys.argv[1])
+        from jax.sharding import Mesh
+        from test_methods_options import IMAGES, LABELS, NETWORK, ROWS
+        from lagrangian_jax import methods, parallel
+        from lagrangian_jax.state import initial_state
+        from lagrangian_jax.step import resident_steps, training_step
+
+        gaps = {}
+        for name, options in (("iaat", dict(warmup=0.0)), ("mma", dict(search_statistics="eval"))):
+            method = methods.create(name, steps=2, statistics="eval", **options)
+            memories = []
+            for devices in (1, 8):
+                mesh = Mesh(np.array(jax.devices()[:devices]), (parallel.AXIS,))
+                state = initial_state(jax.random.key(1), NETWORK, (6, 6, 3), optax.sgd(0.1), method.memory(24))
+                run = resident_steps(training_step(NETWORK, method, optax.sgd(0.1), None, 1, 0.0), mesh)
+                index = parallel.split(ROWS[None], mesh, axis=1)
+                memories.append(np.asarray(run(parallel.replicate(state, mesh), IMAGES, LABELS, index)[0].memory))
+            gaps[name] = float(abs(memories[0] - memories[1]).max())
+            assert np.any(memories[0][ROWS] != method.memory(24)[ROWS])
+        print(json.dumps(gaps))
+    """)
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", script, os.path.dirname(__file__)]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert max(json.loads(output.splitlines()[-1]).values()) < 1e-5

@@ -17,6 +17,7 @@ from lagrangian_jax.methods.pgd import pgd_l2, pgd_linf
 from lagrangian_jax.methods.standard import standard
 from lagrangian_jax.methods.threshold import threshold_l2, threshold_linf
 from lagrangian_jax.methods.trades import mart, trades
+from lagrangian_jax.models.forward import STATISTICS
 from lagrangian_jax.names import unknown
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -36,6 +37,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "jpeg": jpeg,
     "carlini_wagner": carlini_wagner,
 }
+
+# Their attacks carry no state, so they cannot update the running averages on the way.
+WITHOUT_STATE = ("ddn", "pat", "jpeg", "carlini_wagner")
 
 __all__ = ["METHODS", "Batch", "Crafted", "Method", "Network", "Outcome", "create", "names", "parameters"]
 
@@ -60,10 +64,13 @@ def create(name: str, **values: Any) -> Method:
     """A configured training method.
 
     Raises:
-      ValueError: unknown name or parameter; names the nearest and lists the valid ones.
+      ValueError: unknown name or parameter, or a value that the method does not take; says which it does.
     """
     valid = parameters(name)
-    for value in values:
-        if value not in valid:
-            raise unknown(f"parameter of method {name!r}:", value, valid)
+    modes = ("eval", "batch") if name in WITHOUT_STATE else STATISTICS
+    for field, value in values.items():
+        if field not in valid:
+            raise unknown(f"parameter of method {name!r}:", field, valid)
+        if field in ("statistics", "search_statistics") and value not in modes:
+            raise ValueError(f"method.{field}: expected {' or '.join(modes)} with {name!r}; got {value!r}")
     return METHODS[name](**values)

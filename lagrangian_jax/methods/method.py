@@ -40,12 +40,7 @@ class Network(NamedTuple):
         return bind(self.module, self.params, statistics)
 
     def logits_fn(self, statistics: str) -> LogitsFn:
-        """``images -> logits`` for attacks that carry no state: "eval", or "batch", which leaves the averages alone."""
-        if statistics == "train":
-            raise ValueError(
-                "method.statistics: expected 'eval' or 'batch', since this method's attack keeps no running averages; "
-                "got 'train'"
-            )
+        """``images -> logits`` for attacks that carry no state; what "train" would update is lost."""
         forward = self.bind(statistics)
         return lambda images: forward(images, self.batch_stats)[0]
 
