@@ -115,6 +115,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     messages: list[str] = []
     if restored:
         state, position, messages = restored
+    # What the method cannot do with this network or these images shows in tracing: now, not after the clean epochs.
+    rows, index_shape = (examples, (1, batch_size)) if resident else (batch_size, (batch_size,))
+    shapes = ((rows, size, size, 3), jnp.uint8), ((rows,), jnp.int32), (index_shape, jnp.int32)
+    jax.eval_shape(adversarial, state, *(jax.ShapeDtypeStruct(*shape) for shape in shapes))
     state = parallel.replicate(state, mesh)
     step = int(state.step)
 

@@ -14,14 +14,14 @@ import optax
 import pytest
 
 from lagrangian_jax import config as configuration
-from lagrangian_jax import methods, parallel
+from lagrangian_jax import data, methods, parallel
 from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.losses import cross_entropy, soft_margin
 from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy
 from lagrangian_jax.methods.regularisation import Regularisation, perturbed, variation
 from lagrangian_jax.state import initial_state
 from lagrangian_jax.step import resident_steps, training_step
-from lagrangian_jax.train import build_regularisation
+from lagrangian_jax.train import build_regularisation, train
 
 RATE = 0.1
 
@@ -147,6 +147,14 @@ def test_standard_training_has_nothing_to_vary():
         build_regularisation(config)
 
 
+def test_what_a_method_cannot_do_is_told_before_the_clean_epochs(tmp_path):
+    config = configuration.load("digits:jpeg,smoke")
+    config.data.image_size = 24
+    with pytest.raises(ValueError, match="jpeg: images must be RGB with a height and width that are multiples of 16"):
+        train(config, tmp_path, data.load(config.data))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 # ---- Memory ----------------------------------------------------------------------------------------
 
 
@@ -198,7 +206,7 @@ def test_memory_on_eight_devices_is_that_on_one():
         sys.path.insert(0, sys.argv[1])
         from jax.sharding import Mesh
         from test_methods_options import IMAGES, LABELS, NETWORK, ROWS
-        from lagrangian_jax import methods, parallel
+        from lagrangian_jax import data, methods, parallel
         from lagrangian_jax.state import initial_state
         from lagrangian_jax.step import resident_steps, training_step
 
