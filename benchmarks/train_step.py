@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
         arguments, config = configuration.parse(argv, parser)
     except configuration.UsageError as error:
         return configuration.fail(str(error), code=2)
+    configuration.prepare_jax(config)
     result = ours(config)
     sides = {"lagrangian_jax": result.pop("call")}
     steps = {"lagrangian_jax": result["steps_per_call"]}

@@ -60,3 +60,31 @@ def test_batch_norm_keeps_statistics_in_float32_under_bfloat16():
     _, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
     assert updated["batch_stats"]["var"].dtype == jnp.float32
     np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_batch_norm_gradients_are_those_of_its_formula(train):
+    """Against the same formula in float64, differentiated by hand."""
+    rng = np.random.default_rng(0)
+    x, cotangent = rng.normal(1.0, 2.0, size=(2, 4, 3, 3, 5))
+    scale, bias, mean, var = rng.uniform(0.5, 2.0, size=(4, 5))
+    layer = BatchNorm()
+    stats = {"mean": mean.astype(np.float32), "var": var.astype(np.float32)}
+
+    def apply(x, params):
+        out = layer.apply({"params": params, "batch_stats": stats}, x, train=train, mutable=["batch_stats"])
+        return out[0]
+
+    params = {"scale": scale.astype(np.float32), "bias": bias.astype(np.float32)}
+    _, pullback = jax.vjp(apply, x.astype(np.float32), params)
+    got_x, got_params = pullback(cotangent.astype(np.float32))
+
+    axes = (0, 1, 2)
+    mean, var = (x.mean(axes), x.var(axes)) if train else (mean, var)
+    unit = (x - mean) / np.sqrt(var + 1e-5)
+    wanted = cotangent
+    if train:
+        wanted = cotangent - cotangent.mean(axes) - unit * (cotangent * unit).mean(axes)
+    np.testing.assert_allclose(got_x, wanted * scale / np.sqrt(var + 1e-5), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got_params["scale"], (cotangent * unit).sum(axes), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got_params["bias"], cotangent.sum(axes), rtol=1e-4, atol=1e-4)

@@ -41,15 +41,15 @@ def _convolution_forward(x, kernel, stride, padding):
 
 
 def _convolution_backward(stride, padding, residuals, cotangent):
-    def on_cpu(x, kernel, cotangent):
-        input_gradient = _input_gradient(cotangent, kernel, x.shape, stride, padding)
-        return input_gradient, _kernel_gradient(x, cotangent, kernel.shape, stride, padding)
-
     def elsewhere(x, kernel, cotangent):
         def plain(x, kernel):
             return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
         return jax.vjp(plain, x, kernel)[1](cotangent)
+
+    def on_cpu(x, kernel, cotangent):
+        input_gradient = _input_gradient(cotangent, kernel, x.shape, stride, padding)
+        return input_gradient, elsewhere(x, kernel, cotangent)[1]
 
     return lax.platform_dependent(*residuals, cotangent, cpu=on_cpu, default=elsewhere)
 
@@ -72,21 +72,31 @@ def _input_gradient(cotangent, kernel, shape, stride, padding):
     )
 
 
-def _kernel_gradient(x, cotangent, shape, stride, padding):
-    height, width = cotangent.shape[1:3]
-    if stride == 1 and height < 16:  # small maps: the convolution is the faster form
-        dimensions = lax.ConvDimensionNumbers((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1))
-        return lax.conv_general_dilated(x, cotangent, (1, 1), padding, dimension_numbers=dimensions)
-    # A matrix product for each place in the kernel: the compiler gives it both cores, the convolution only one.
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    flat = cotangent.reshape(-1, shape[3])
+def column_sums(x: Array) -> Array:
+    """Sums over all axes but the last, (..., C) -> (C,); with `spread`, its transpose, what normalisation is made of.
 
-    def place(row, column):
-        rows = slice(row, row + (height - 1) * stride + 1, stride)
-        columns = slice(column, column + (width - 1) * stride + 1, stride)
-        return x[:, rows, columns].reshape(-1, shape[2]).T @ flat
+    On a CPU a product with a vector of ones, ten times as fast as the compiler's own sum over leading axes.
+    """
+    return _column_sums(x, x.shape)
 
-    return jnp.stack([jnp.stack([place(row, column) for column in range(shape[1])]) for row in range(shape[0])])
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def spread(x: Array, shape: tuple[int, ...]) -> Array:
+    """`jnp.broadcast_to` of a value a channel, (C,) -> (..., C), whose gradient is `column_sums`."""
+    return jnp.broadcast_to(x, shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _column_sums(x, shape):
+    def product(x):
+        rows = x.reshape(-1, shape[-1])
+        return jnp.matmul(jnp.ones(len(rows), x.dtype), rows, preferred_element_type=jnp.float32).astype(x.dtype)
+
+    return lax.platform_dependent(x, cpu=product, default=lambda x: jnp.sum(x, range(len(shape) - 1)))
+
+
+spread.defvjp(lambda x, shape: (spread(x, shape), None), lambda shape, _, y: (column_sums(y),))
+_column_sums.defvjp(lambda x, shape: (_column_sums(x, shape), None), lambda shape, _, y: (spread(y, shape),))
 
 
 class Conv(nn.Module):
@@ -141,19 +151,20 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
-        return (x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)).astype(self.dtype)
+        offset = bias - mean * factor
+        x = x.astype(self.dtype)
+        return x * spread(factor.astype(self.dtype), x.shape) + spread(offset.astype(self.dtype), x.shape)
 
     def _batch_statistics(self, x, running_mean, running_var):
-        axes = tuple(range(x.ndim - 1))
         x = x.astype(jnp.float32)
-        mean = jnp.mean(x, axes)
         count = x.size // x.shape[-1]
-        if self.axis_name is None or self.is_initializing():
-            var = jnp.mean(jnp.square(x - mean), axes)
-        else:
-            local_mean = mean
-            mean = lax.pmean(local_mean, self.axis_name)
-            var = lax.pmean(jnp.mean(jnp.square(x - mean), axes), self.axis_name)
+        mean = column_sums(x) / count
+        shared = self.axis_name is not None and not self.is_initializing()
+        if shared:
+            mean = lax.pmean(mean, self.axis_name)
+        var = column_sums(jnp.square(x - spread(mean, x.shape))) / count
+        if shared:
+            var = lax.pmean(var, self.axis_name)
             count *= lax.axis_size(self.axis_name)
         if not self.is_initializing():
             keep = self.momentum
