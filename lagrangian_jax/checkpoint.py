@@ -88,7 +88,7 @@ class Checkpoints:
     def _open(self) -> None:
         import orbax.checkpoint as ocp
 
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of its work
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells every step of its work, errors twice
         self._folder.mkdir(parents=True, exist_ok=True)
         alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
         options = ocp.CheckpointManagerOptions(
@@ -185,4 +185,6 @@ def _with_typed_key(state: Any, like: Array) -> TrainState:
 
 
 def _first_line(error: Exception) -> str:
+    if "No space left on device" in str(error):  # at the end of a long line about the storage's inner life
+        return "No space left on device"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -327,5 +327,6 @@ def guarded(function: Callable[..., None], *arguments: Any) -> int:
     except KeyboardInterrupt:
         return fail("stopped by Ctrl-C; the same command goes on from the last checkpoint or attack", 130)
     except (NotFinite, ValueError, OSError) as error:
-        return fail(str(error), 1)
+        full = "; make room, and the same command goes on" if "No space left on device" in str(error) else ""
+        return fail(f"{error}{full}", 1)
     return 0

@@ -1,13 +1,12 @@
 """What a run tells while it goes on: a progress bar, ``metrics.jsonl``, TensorBoard files (without TensorFlow)."""
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
 import time
 from typing import Any
-
-import numpy as np
 
 from lagrangian_jax.config import NotFinite
 
@@ -18,17 +17,22 @@ class Monitor:
     def __init__(self, workdir: pathlib.Path, steps: int, start: int, steps_per_epoch: int, active: bool = True):
         self._active = active
         self._steps_per_epoch = steps_per_epoch
-        self._start = time.perf_counter()
         if not active:  # another process writes
             return
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tqdm import tqdm
 
         path = workdir / "metrics.jsonl"
         if path.exists():
             _truncate(path, start)
         self._lines = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        # Not its SummaryWriter: when the disk is full, its thread dies and the run waits for it for ever.
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self._board = EventsWriter(str(workdir / "tensorboard" / "events"), f".{os.getpid()}")
+        if start:  # what an earlier process wrote of later steps is void
+            restarted = SessionLog(status=SessionLog.START)
+            self._board.write_event(Event(wall_time=time.time(), step=start + 1, session_log=restarted))
         self._bar = tqdm(total=steps, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=1.0)
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
@@ -72,15 +76,20 @@ class Monitor:
         if isinstance(error, NotFinite):  # for the report
             self._write("failure", self._bar.n, {"message": str(error)})
         self._bar.close()
-        self._board.close()
-        self._lines.close()
+        for file in (self._board, self._lines):
+            with contextlib.suppress(OSError):  # all is written already; on a full disk closing fails again
+                file.close()
 
     def _write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
         line = {"kind": kind, "step": step, "epoch": step / self._steps_per_epoch, **metrics}
         self._lines.write(json.dumps(line) + "\n")
-        for name, value in metrics.items():
-            if isinstance(value, (bool, int, float)) and np.isfinite(value):
-                self._board.add_scalar(f"{kind}/{name}", float(value), step)
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, (bool, int, float))}
+        values = [Summary.Value(tag=f"{kind}/{name}", simple_value=float(value)) for name, value in numbers.items()]
+        self._board.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._board.flush()
 
 
 def _truncate(path: pathlib.Path, step: int) -> None:
