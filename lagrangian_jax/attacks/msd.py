@@ -1,5 +1,6 @@
 """Multi steepest descent (Maini et al. 2020): one attack in the union of an linf, an l2 and an l1 ball."""
 
+import math
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ def project_l1(perturbation: Array, bound: float | Array) -> Array:
     [[ 1.   -0.  ]
      [ 0.5   0.25]]
     """
-    sizes = jnp.abs(perturbation).reshape(perturbation.shape[0], -1)
+    sizes = jnp.abs(perturbation).reshape(perturbation.shape[0], math.prod(perturbation.shape[1:]))
     descending = -jnp.sort(-sizes, axis=-1)
     excess = jnp.cumsum(descending, axis=-1) - bound
     count = jnp.arange(1, sizes.shape[-1] + 1)
