@@ -35,6 +35,7 @@ class Checkpoints:
         self._folder = folder.resolve()
         self._keep = keep
         self._manager: Any = None  # of the first process
+        self._saving: Any = None  # its step and what is being written
         parallel.together(self._open)
 
     def save(self, state: TrainState, position: dict[str, Any]) -> None:
@@ -109,6 +110,7 @@ class Checkpoints:
                 self._manager.delete(other)
         here = jax.tree.map(np.array, _with_raw_key(state))  # a copy: the next step overwrites the devices' memory
         items = ocp.args.Composite(state=ocp.args.StandardSave(here), position=ocp.args.JsonSave(position))
+        self._saving = step, items
         with self._writing():
             self._manager.save(step, args=items)
 
@@ -136,7 +138,14 @@ class Checkpoints:
 
     def _finish(self) -> None:
         with self._writing():
-            self._manager.wait_until_finished()
+            try:
+                self._manager.wait_until_finished()
+            except TimeoutError:  # orbax loses patience by the clock of the day, which may have been set: once more
+                step, items = self._saving
+                self._open()
+                self._manager.save(step, args=items)
+                self._manager.wait_until_finished()
+            self._saving = None
             steps = set(self._manager.all_steps())
             for step in steps:
                 if not self._manifest(step).exists():

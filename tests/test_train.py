@@ -1,5 +1,6 @@
 """Runs: to the end, interrupted, resumed, damaged, diverged; and what wrong input ends in."""
 
+import errno
 import functools
 import json
 import os
@@ -7,6 +8,7 @@ import pathlib
 import re
 import shutil
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -80,8 +82,7 @@ def test_metrics_have_no_gaps(whole):
     assert {"loss", "clean_accuracy", "adversarial_accuracy", "perturbation_l2", "saturated"} <= set(lines[0])
 
 
-@pytest.mark.parametrize("step", [2, 6, 8])
-def test_interrupted_run_ends_the_same(whole, dataset, tmp_path, monkeypatch, step):
+def _stop_at(monkeypatch, step):
     progress = Monitor.progress
 
     def and_stop(self, at):
@@ -90,12 +91,78 @@ def test_interrupted_run_ends_the_same(whole, dataset, tmp_path, monkeypatch, st
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Monitor, "progress", and_stop)
+
+
+@pytest.mark.parametrize("step", [2, 6, 8])
+def test_interrupted_run_ends_the_same(whole, dataset, tmp_path, monkeypatch, step):
+    _stop_at(monkeypatch, step)
     with pytest.raises(Interrupted, match=f"stopped at step {step} of 12"):
         train(_config(), tmp_path, dataset)
     monkeypatch.undo()
     again = train(_config(), tmp_path, dataset)
     _assert_same(again, whole[0])
     assert _lines(tmp_path) == _lines(whole[1])
+
+
+def test_a_clock_that_jumps_changes_nothing(whole, dataset, tmp_path, monkeypatch):
+    """Ten years ahead in the middle of every checkpoint; then the run goes on in what seems to be the past."""
+    import orbax.checkpoint as ocp
+
+    now, save, jumps = time.time, ocp.CheckpointManager.save, []
+
+    def save_and_jump(self, *arguments, **options):
+        found = save(self, *arguments, **options)
+        if len(jumps) % 2 == 0:  # not when it is tried again
+            ahead = (10 + len(jumps)) * 365 * 86400
+            monkeypatch.setattr(time, "time", lambda: now() + ahead)
+        jumps.append(self)
+        return found
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save_and_jump)
+    _stop_at(monkeypatch, 6)
+    with pytest.raises(Interrupted):
+        train(_config(), tmp_path, dataset)
+    assert jumps
+    monkeypatch.undo()
+    again = train(_config(), tmp_path, dataset)
+    _assert_same(again, whole[0])
+    assert _lines(tmp_path) == _lines(whole[1])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < line["seconds"] < 600 for line in lines if line["kind"] == "train")
+    assert 0 < again.summary["seconds"] < 600
+
+
+def test_other_images_than_the_run_began_with(whole, dataset, tmp_path):
+    """One has vanished: orders, memory and rows would silently be of others."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(whole[1], workdir)
+    before = (workdir / "metrics.jsonl").read_text()
+    less = dataset._replace(train=dataset.train.take(np.arange(1, len(dataset.train.labels))))
+    count = len(dataset.train.labels)
+    with pytest.raises(ValueError, match=f"train.images: {count} there, {count - 1} here") as raised:
+        train(_config(), workdir, less)
+    assert "the images of digits are not those that" in str(raised.value)
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_checkpoint_that_cannot_be_written(dataset, tmp_path, monkeypatch):
+    """The message says where and why; those before it are kept, and the run goes on from them."""
+    sync, calls = os.fsync, []
+
+    def full(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("last/.8.sha256.writing"):
+            calls.append(descriptor)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot write a checkpoint to .*last \(No space left on device\)"):
+        train(_config(), tmp_path, dataset)
+    assert len(calls) == 1
+    monkeypatch.undo()
+    trained = train(_config(), tmp_path, dataset)
+    assert trained.summary["steps"] == 12
+    assert (tmp_path / "checkpoints" / "last" / "8.sha256").stat().st_size
 
 
 def test_finished_run_does_not_train_again(whole, dataset, tmp_path):
@@ -123,6 +190,29 @@ def test_damaged_checkpoint_falls_back(whole, dataset, tmp_path, capfd, how):
     again = train(_config(), workdir, dataset)
     assert "checkpoint last/12 is damaged" in capfd.readouterr().err
     _assert_same(again, whole[0])
+    assert _lines(workdir) == _lines(whole[1])
+    train(_config(), workdir, dataset)  # what was written in its place is whole
+    assert "damaged" not in capfd.readouterr().err
+
+
+def test_checkpoint_below_a_damaged_one_is_saved(whole, dataset, tmp_path, monkeypatch, capfd):
+    """orbax saves nothing below its newest step; an interruption there must not be lost."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(whole[1], workdir)
+    _damage(workdir / "checkpoints" / "last" / "12", "truncated")
+    (workdir / "checkpoints" / "last" / "12.sha256").write_text("")  # nor does a torn manifest pass
+    _stop_at(monkeypatch, 10)
+    with pytest.raises(Interrupted, match="stopped at step 10"):
+        train(_config(), workdir, dataset)
+    assert "last/12 is damaged (its manifest is unreadable)" in capfd.readouterr().err
+    assert sorted(path.name for path in (workdir / "checkpoints" / "last").iterdir()) == [
+        "10",
+        "10.sha256",
+        "8",
+        "8.sha256",
+    ]
+    monkeypatch.undo()
+    _assert_same(train(_config(), workdir, dataset), whole[0])
     assert _lines(workdir) == _lines(whole[1])
 
 
@@ -280,6 +370,36 @@ def test_missing_data_set_says_where_and_how(capfd, tmp_path):
     assert code == 1
     assert str(tmp_path) in error
     assert "lagrangian_jax.data.prepare" in error
+
+
+def test_torn_settings_of_a_work_directory(capfd, tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 0, ')
+    code, error = _main(capfd, "--config=digits:smoke", f"--workdir={tmp_path}")
+    assert code == 1
+    assert "config.json is damaged" in error
+    assert (tmp_path / "config.json").read_text() == '{"seed": 0, '
+
+
+def test_determinism_is_set_before_jax_starts(monkeypatch):
+    """In the flags that XLA reads when it starts, beside those that are there; once."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_mine=1")
+    config = configuration.load("digits")
+    configuration.prepare_jax(config)
+    assert "deterministic" not in os.environ["XLA_FLAGS"]
+    configuration.set_field(config, "deterministic", "true")
+    for _ in range(2):
+        configuration.prepare_jax(config)
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags[0] == "--xla_mine=1"
+    assert flags.count("--xla_gpu_deterministic_ops=true") == 1
+
+
+def test_sigterm_outside_of_the_loops(capfd):
+    """While data is read, say: nothing is lost, and a scheduler is to run it again."""
+    before = signal.getsignal(signal.SIGTERM)
+    assert configuration.guarded(lambda: os.kill(os.getpid(), signal.SIGTERM)) == os.EX_TEMPFAIL == 75
+    assert "the same command goes on" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_work_directory_in_use(capfd, tmp_path):
