@@ -326,7 +326,13 @@ def guarded(function: Callable[..., None], *arguments: Any) -> int:
         return fail(str(stopped), os.EX_TEMPFAIL)
     except KeyboardInterrupt:
         return fail("stopped by Ctrl-C; the same command goes on from the last checkpoint or attack", 130)
-    except (NotFinite, ValueError, OSError) as error:
+    except NotFinite as error:  # which every process sees
+        return fail(str(error), 1)
+    except (ValueError, OSError) as error:
         full = "; make room, and the same command goes on" if "No space left on device" in str(error) else ""
-        return fail(f"{error}{full}", 1)
+        code = fail(f"{error}{full}", 1)
+        from lagrangian_jax import parallel
+
+        parallel.leave_if_alone(error, code)
+        return code
     return 0

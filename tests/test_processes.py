@@ -218,3 +218,28 @@ def test_each_process_decodes_its_share_of_streamed_images(tmp_path):
     read = [len((two.parent / f"train.{process}").read_text().split()) for process in (0, 1)]
     ahead = (os.cpu_count() + 2) * 8  # batches under way when training ended, a process's half of each
     assert all(8 * 8 <= number <= 8 * 8 + ahead for number in read)
+
+
+def test_an_error_of_one_process_ends_the_job(tmp_path):
+    """An image that only the second process reads cannot be read: it says so, and the first one does not wait."""
+    workdir = tmp_path / "run"
+    vanished = (
+        PAINTED
+        + """
+    def vanish(self, row, read=Painted.__getitem__):
+        if jax.process_index() == 1 and self.name == "test":
+            raise data.DataError("painted/7.png: not there any more")
+        return read(self, row)
+
+    Painted.__getitem__ = vanish
+    """
+    )
+    begun = time.monotonic()
+    fields = ["--config.data.name=painted", "--config.evaluation.examples=0"]
+    job = launch(workdir, 2, *fields, before=vanished)
+    codes = [process.wait(400) for process in job]
+    assert codes[1] == 1
+    assert codes[0] != 0
+    assert log(workdir, 1).read_text().strip().splitlines()[-1] == "error: painted/7.png: not there any more"
+    assert time.monotonic() - begun < 300
+    assert (workdir / "weights.safetensors").exists()  # training was done, and is kept
