@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lagrangian_jax import methods, models
+from lagrangian_jax import methods, models, parallel
 from lagrangian_jax.names import unknown
 from lagrangian_jax.signals import Interrupted, sigterm_raises
 
@@ -322,17 +322,11 @@ def guarded(function: Callable[..., None], *arguments: Any) -> int:
     try:
         with sigterm_raises():
             function(*arguments)
-    except Interrupted as stopped:
-        return fail(str(stopped), os.EX_TEMPFAIL)
     except KeyboardInterrupt:
         return fail("stopped by Ctrl-C; the same command goes on from the last checkpoint or attack", 130)
-    except NotFinite as error:  # which every process sees
-        return fail(str(error), 1)
-    except (ValueError, OSError) as error:
+    except (Interrupted, NotFinite, ValueError, OSError) as error:
         full = "; make room, and the same command goes on" if "No space left on device" in str(error) else ""
-        code = fail(f"{error}{full}", 1)
-        from lagrangian_jax import parallel
-
+        code = fail(f"{error}{full}", os.EX_TEMPFAIL if isinstance(error, Interrupted) else 1)
         parallel.leave_if_alone(error, code)
         return code
     return 0

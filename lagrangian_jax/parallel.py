@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "data"
-_TOLD = "raised in every process"
+_KNOWN = "raised in every process"
 
 
 def start() -> None:
@@ -152,16 +152,21 @@ def together(function: Callable[[], None]) -> None:
     kind = b"" if error is None else b"V" if isinstance(error, ValueError) else b"O"
     told = broadcast(kind + str(error).encode()).decode() if jax.process_count() > 1 else ""
     if told:
-        error = error or (ValueError if told[0] == "V" else OSError)(told[1:])
-        error.add_note(_TOLD)
+        raise known(error or (ValueError if told[0] == "V" else OSError)(told[1:]))
     if error is not None:
         raise error
 
 
+def known(error: Exception) -> Exception:
+    """Marks an error that every process raises."""
+    error.add_note(_KNOWN)
+    return error
+
+
 def leave_if_alone(error: Exception, code: int) -> None:
-    """Ends this process now, if the others do not know of its error: at its exit JAX would wait for them, and they wait
-    for it in the next exchange; as it is, they see it gone and end, too."""
-    if jax.distributed.is_initialized() and _TOLD not in getattr(error, "__notes__", ()):
+    """Ends this process at once after an error that is not `known` to the others: at a usual end JAX would wait for
+    them, and they wait for this one in the next exchange; as it is, they see it gone and end, too."""
+    if jax.distributed.is_initialized() and _KNOWN not in getattr(error, "__notes__", ()):
         sys.stderr.flush()
         os._exit(code)
 

@@ -182,7 +182,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
             if saves:
                 window.check()
                 if not all_finite(state):  # nothing is saved that is no good state to go on from
-                    raise NotFinite(f"parameters, statistics or momenta are not finite after step {step}")
+                    problem = f"parameters, statistics or momenta are not finite after step {step}"
+                    raise parallel.known(NotFinite(problem))
                 position |= {"seconds": time.perf_counter() - started, "window": window.sums()}
             if place == 0 and config.data.validation:
                 accuracies = validate(state, held_out)
@@ -201,7 +202,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
                 window.restart_clock()
         last.wait()
     if step < total_steps:
-        raise Interrupted(f"stopped at step {step} of {total_steps}; the same command goes on from there")
+        reached = f"stopped at step {step} of {total_steps}; the same command goes on from there"
+        raise parallel.known(Interrupted(reached))
 
     # ---- What to evaluate --------------------------------------------------------------------
     selected: dict[str, Any] = {"checkpoint": "last", "step": step, "epoch": step / steps_per_epoch}
@@ -392,5 +394,6 @@ class Window:
         finite = np.isfinite(values)
         if not finite.all():
             row, column = np.argwhere(~finite.T)[0][::-1]
-            raise NotFinite(f"{metrics._fields[row]} is {values[row, column]} at step {step + column + 1}")
+            problem = f"{metrics._fields[row]} is {values[row, column]} at step {step + column + 1}"
+            raise parallel.known(NotFinite(problem))
         self._sums += values.sum(axis=1)

@@ -104,10 +104,8 @@ class Work:
                 saved = time.perf_counter()
                 if stopped:
                     done = int(self._state["done"].sum())
-                    raise Interrupted(
-                        f"stopped at {self.row.name}, {done} of {self.examples.count} images done; the same command "
-                        "goes on from there"
-                    )
+                    reached = f"stopped at {self.row.name}, {done} of {self.examples.count} images done"
+                    raise parallel.known(Interrupted(f"{reached}; the same command goes on from there"))
         self._warn(sizes[-1])
         self._save(self._path)
         self._drop_unfinished()
