@@ -322,6 +322,7 @@ def test_whole_program(tmp_path, capfd):
         (["--config=digit"], "unknown configuration 'digit'; did you mean 'digits'?"),
         (["--config=nowhere/config.py"], "unknown configuration 'nowhere/config.py'"),
         (["--confg=digits"], "unknown argument '--confg=digits'"),
+        (["--config.network.name=resnet19"], "unknown network 'resnet19'; did you mean 'resnet18'?"),
     ],
 )
 def test_wrong_usage_is_one_line(capfd, tmp_path, arguments, expected):
@@ -338,7 +339,6 @@ def test_wrong_usage_is_one_line(capfd, tmp_path, arguments, expected):
     [
         ("evaluation.suite=quik", "did you mean 'quick'?"),
         ("validation.attack=pgd_l3", "unknown attack 'pgd_l3'; did you mean 'pgd_l2'?"),
-        ("network.name=resnet19", "unknown network 'resnet19'; did you mean 'resnet18'?"),
         ("data.name=digit", "did you mean 'digits'?"),
         ("data.validation=99999", "validation"),
         ("train.steps=12", "train.steps: expected 0 to 10 batches of 128; got 12"),
