@@ -85,7 +85,9 @@ def stream(
         start_step=start_step,
         steps_per_epoch=steps_per_epoch or whole,
     )
-    threads = 2 if workers else os.cpu_count() or 1
+    # Of a host that several processes share, a scheduler leaves each its part of the cores.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = 2 if workers else cores
     dataset = grain.MapDataset.source(batches).to_iter_dataset(grain.ReadOptions(threads, threads + 1))
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, and fails in a program without absl's
