@@ -10,7 +10,8 @@ import pytest
 
 
 def pytest_configure(config):
-    """Compiled programs are kept between tests and runs: most of the time here is compilation."""
+    """Most of the time here is compilation: it is kept short, and compiled programs between tests and runs."""
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
