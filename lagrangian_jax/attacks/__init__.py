@@ -124,7 +124,7 @@ def create(name: str, **parameters: Any) -> Attack:
     _check(name, values)
     if name in STAGED:
         return Attack(name, values, tuple(function(**values)), survivors=True)
-    restarts = values.pop("restarts", 1)
+    restarts = values.pop("restarts", None) or 1
     plain = functools.partial(function, **values)
     if restarts == 1:
         return Attack(name, values, (Stage(plain),))
@@ -146,7 +146,10 @@ def _defaults(function: Callable) -> dict[str, Any]:
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bound": (lambda v: _number(v) and v >= 0, "a number, 0 or larger"),
     "steps": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
-    "restarts": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
+    "restarts": (
+        lambda v: v is None or (_integer(v) and v >= 1),
+        "an integer, 1 or larger, or None for the attack's default",
+    ),
     "targets": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
     "queries": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
     "rho": (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1"),
