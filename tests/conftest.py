@@ -15,9 +15,6 @@ def pytest_configure(config):
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    if config.getoption("-m") == "not slow":  # small programs: optimising them takes twice the time it saves
-        jax.config.update("jax_disable_most_optimizations", True)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start
 
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
