@@ -162,7 +162,8 @@ class BatchNorm(nn.Module):
         shared = self.axis_name is not None and not self.is_initializing()
         if shared:
             mean = lax.pmean(mean, self.axis_name)
-        var = column_sums(jnp.square(x - spread(mean, x.shape))) / count
+        # By the mean the variance has no derivative: deviations from it sum to zero.
+        var = column_sums(jnp.square(x - lax.stop_gradient(mean))) / count
         if shared:
             var = lax.pmean(var, self.axis_name)
             count *= lax.axis_size(self.axis_name)
