@@ -29,7 +29,8 @@ source and what differs), and this recipe in place of the original's:
   iaat              WRN-32-10, 110 epochs, batch 256, the first  not told: the original's, with its 10 epochs of
                     10 at 8/255                                  warm-up after the 3 clean ones
   pat               ResNet-50, self-LPIPS at 0.5 or AlexNet at   AlexNet, 10 steps; bound not told: 0.5
-                    1, 5 epochs of warm-up, colour jitter
+                    1, 5 epochs of warm-up, colour jitter,
+                    clipped gradients
   jpeg              UAR: 10 steps to a random wrong class, the   on ImageNet-100 alone; here 0.25, untargeted
                     bound scaled at random
   threshold_linf,   -                                            the paper's own; bounds not told: those of pgd_linf

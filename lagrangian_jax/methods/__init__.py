@@ -65,6 +65,9 @@ def create(name: str, **values: Any) -> Method:
 
     Raises:
       ValueError: unknown name or parameter, or a value that the method does not take; says which it does.
+
+    >>> print(create("mma", smallest=0.25).memory(3))  # a distance for each of three training images
+    [0.25 0.25 0.25]
     """
     valid = parameters(name)
     modes = ("eval", "batch") if name in WITHOUT_STATE else STATISTICS
