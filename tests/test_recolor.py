@@ -1,5 +1,7 @@
 """ReColorAdv: colour conversions, the grid, the bound, and the recorded values."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from lagrangian_jax.attacks import recolor as module
 
 RESOLUTION = (16, 32, 32)
 SMALL = (4, 5, 6)
+project_grid = jax.jit(module.project_grid)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +53,9 @@ def test_reference_colours(rgb, luv):
 
 
 def test_conversions_are_inverse_up_to_the_digits_of_the_matrices():
-    rgb = jax.random.uniform(jax.random.key(0), (1000, 3))
-    np.testing.assert_allclose(stack(module.luv_to_rgb(module.rgb_to_luv(planes(rgb)))), rgb, atol=2e-3)
+    rgb = np.random.default_rng(0).random((1000, 3), np.float32)
+    there_and_back = jax.jit(lambda colors: module.luv_to_rgb(module.rgb_to_luv(colors)))
+    np.testing.assert_allclose(stack(there_and_back(planes(rgb))), rgb, atol=2e-3)
 
 
 @pytest.mark.parametrize("color", [(0, 0, 0), (1, 1, 1), (1, 0, 0), (0.001, 0, 0), (0.5, 0.5, 0.5)])
@@ -59,18 +63,26 @@ def test_conversions_have_finite_gradients(color):
     def total(convert, x):
         return sum(jnp.sum(channel) for channel in convert(planes(x)))
 
-    rgb = jnp.asarray(color, jnp.float32)
-    assert np.isfinite(jax.grad(lambda x: total(module.rgb_to_luv, x))(rgb)).all()
-    luv = jnp.asarray(stack(module.rgb_to_luv(planes(rgb))))
-    assert np.isfinite(jax.grad(lambda x: total(module.luv_to_rgb, x))(luv)).all()
+    @jax.jit
+    def gradients(rgb):
+        luv = jnp.stack(module.rgb_to_luv(planes(rgb)))
+        towards_luv, towards_rgb = (
+            jax.grad(functools.partial(total, c)) for c in (module.rgb_to_luv, module.luv_to_rgb)
+        )
+        return towards_luv(rgb), towards_rgb(luv)
+
+    for gradient in gradients(jnp.asarray(color, jnp.float32)):
+        assert np.isfinite(gradient).all()
 
 
 def test_the_gamut_clip_without_gamma_is_the_one_with_it():
     identity = module.identity_grid(RESOLUTION)
     grid = identity + 0.05 * jax.random.normal(jax.random.key(0), (1, *identity.shape))
-    round_trip = module.rgb_to_luv(module.luv_to_rgb(tuple(jnp.moveaxis(jnp.clip(grid, 0, 1), 1, 0))))
-    expected = jnp.clip(jnp.stack(round_trip, 1), identity - 0.06, identity + 0.06)
-    np.testing.assert_allclose(module.project_grid(grid, identity, 0.06), expected, atol=5e-6)
+    round_trip = jax.jit(lambda colors: module.rgb_to_luv(module.luv_to_rgb(colors)))(
+        tuple(np.moveaxis(np.clip(grid, 0, 1), 1, 0))
+    )
+    expected = np.clip(np.stack(round_trip, 1), identity - 0.06, identity + 0.06)
+    np.testing.assert_allclose(project_grid(grid, identity, 0.06), expected, atol=5e-6)
 
 
 def test_the_lookup_interpolates_and_saturates():
@@ -98,21 +110,27 @@ def test_the_grid_stays_within_the_bound():
     identity = module.identity_grid(SMALL)
     grid = identity + jax.random.normal(jax.random.key(0), (2, *identity.shape))
     for bound in (0.0, 0.06, 0.2):
-        assert float(jnp.abs(module.project_grid(grid, identity, bound) - identity).max()) <= bound + 1e-6
+        assert float(jnp.abs(project_grid(grid, identity, bound) - identity).max()) <= bound + 1e-6
 
 
 def test_a_bound_of_zero_returns_colours_within_the_grid(key):
     images = jax.random.uniform(key, (1, 8, 8, 3), minval=0.35, maxval=0.65)
-    adversarial = lj.attacks.create("recolor", bound=0.0, steps=2)(key, red_network, images, np.array([0]))
+    attack = lj.attacks.create("recolor", bound=0.0, steps=2, resolution=SMALL)
+    adversarial = attack(key, red_network, images, np.array([0]))
     np.testing.assert_allclose(adversarial, images, atol=3e-3)
 
 
 def test_a_larger_bound_is_stronger_and_equal_colours_stay_equal(key):
     images = jnp.tile(jnp.array([0.6, 0.4, 0.35]), (1, 4, 4, 1))
     margins = []
+
+    @jax.jit
+    def attack(bound):
+        options = dict(bound=bound, steps=30, step_size=0.01, resolution=SMALL)
+        return module.recolor(key, red_network, images, jnp.array([0]), **options)
+
     for bound in (0.0, 0.03, 0.1):
-        attack = lj.attacks.create("recolor", bound=bound, steps=30, step_size=0.01)
-        adversarial = attack(key, red_network, images, np.array([0]))
+        adversarial = attack(bound)
         assert float(jnp.ptp(adversarial, axis=(1, 2)).max()) <= 1e-6
         margins.append(float(lj.losses.margin(red_network(adversarial), jnp.array([0]))[0]))
     assert margins[0] < margins[1] < margins[2]
@@ -145,10 +163,11 @@ def test_alone_as_in_a_batch(key):
     images = jax.random.uniform(key, (3, 4, 4, 3))
     # Without the force of smoothness, which at the start is a rounding error on most nodes, and Adam takes its sign.
     attack = lj.attacks.create("recolor", steps=4, step_size=0.01, smoothness=0.0, resolution=SMALL)
+    run = jax.jit(lambda images, labels: attack(key, red_network, images, labels))
     labels = np.array([0, 2, 1])
-    together = attack(key, red_network, images, labels)
+    together = run(images, labels)
     for i in range(3):
-        alone = attack(key, red_network, images[i : i + 1], labels[i : i + 1])
+        alone = run(images[i : i + 1], labels[i : i + 1])
         np.testing.assert_allclose(alone[0], together[i], atol=1e-3)
 
 
@@ -175,20 +194,23 @@ def test_conversions_match_the_original(recorded):
 
 def test_the_grid_matches_the_original(recorded):
     identity = module.identity_grid(RESOLUTION)
-    grid = module.project_grid(identity + channels_first(recorded["grid_noise"]), identity, 0.06)
+    grid = project_grid(identity + channels_first(recorded["grid_noise"]), identity, 0.06)
     np.testing.assert_allclose(grid - identity, channels_first(recorded["grid_offset_after_projection"]), atol=1e-5)
 
     # The recorded image was made by a forward pass on that grid, which projects again.
-    grid = module.project_grid(grid, identity, 0.06)
-    lookup = module.trilinear_lookup(module.rgb_to_luv(planes(recorded["images"][:2])), RESOLUTION)
-    np.testing.assert_allclose(stack(module.luv_to_rgb(lookup(grid))), recorded["recolored"], atol=2e-5)
-    np.testing.assert_allclose(module.grid_roughness(grid - identity), recorded["smoothness"], rtol=1e-5)
+    grid = project_grid(grid, identity, 0.06)
 
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
     def total(grid):
-        weighted = jnp.sum(jnp.stack(module.luv_to_rgb(lookup(grid)), -1) * recorded["loss_weights"])
-        return weighted + 0.05 * jnp.sum(module.grid_roughness(grid - identity))
+        lookup = module.trilinear_lookup(module.rgb_to_luv(planes(recorded["images"][:2])), RESOLUTION)
+        recolored, roughness = jnp.stack(module.luv_to_rgb(lookup(grid)), -1), module.grid_roughness(grid - identity)
+        return jnp.sum(recolored * recorded["loss_weights"]) + 0.05 * jnp.sum(roughness), (recolored, roughness)
 
-    gradient = np.moveaxis(np.asarray(jax.grad(total)(grid)), 1, -1)
+    (_, (recolored, roughness)), gradient = total(grid)
+    np.testing.assert_allclose(recolored, recorded["recolored"], atol=2e-5)
+    np.testing.assert_allclose(roughness, recorded["smoothness"], rtol=1e-5)
+    gradient = np.moveaxis(np.asarray(gradient), 1, -1)
     expected = np.float32(recorded["grad_grid_of_weighted_sum_plus_0p05_smoothness"])  # recorded in float16
     np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=5e-3)
     norms = np.sqrt(np.square(gradient).sum((1, 2, 3, 4)))
