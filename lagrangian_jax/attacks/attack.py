@@ -115,10 +115,10 @@ class Attack:
         # Inside a trace new arrays are tracers too; so is what a network makes of constants if its weights are traced.
         traced = any(isinstance(x, jax.core.Tracer) for x in (key, images, labels, jnp.zeros(())))
         if not traced:
-            images, labels = check_inputs(logits_fn, images, labels)
+            images, labels, sample = check_inputs(logits_fn, images, labels)
             if not len(images):
                 return images
-            traced = isinstance(logits_fn(images[:1]), jax.core.Tracer)
+            traced = isinstance(sample, jax.core.Tracer)
         if traced:
             return self._traced(example_keys(key, images.shape[0]), logits_fn, images, labels)
 
@@ -228,10 +228,14 @@ def _batch_size(left: int, sizes: Sequence[int]) -> int:
     return smaller if 2 * smaller * -(-left // smaller) <= sizes[index] else sizes[index]
 
 
-def check_inputs(logits_fn: LogitsFn, images: Any, labels: Any) -> tuple[Array, Array]:
+def check_inputs(logits_fn: LogitsFn, images: Any, labels: Any) -> tuple[Array, Array, Array | None]:
     """Refuses what no attack can work on, with one clear `ValueError`, before the attack is compiled.
 
     The network runs on a few of the images, to tell logits from probabilities.
+
+    Returns:
+      images, labels as int32, and the logits of the first images: a tracer if the network's weights are traced, None
+      without images.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim != 4:
@@ -259,14 +263,17 @@ def check_inputs(logits_fn: LogitsFn, images: Any, labels: Any) -> tuple[Array, 
     if labels.size and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(f"labels: expected values in [0, {classes}), got {labels.min()} to {labels.max()}")
     images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
-    if images.size:
-        sample = logits_fn(images[:4])
-        if not isinstance(sample, jax.core.Tracer) and _are_probabilities(np.asarray(sample)):
-            raise ValueError(
-                "logits_fn: its rows lie in [0, 1] and sum to one, as probabilities do; "
-                "return logits, the values before the softmax"
-            )
-    return images, labels
+    if not images.size:
+        return images, labels, None
+    # One small program: a network's operations take longer to compile one by one. Of a new function, so that JAX keeps
+    # nothing of weights which may change until the next call.
+    sample = jax.jit(lambda images: logits_fn(images))(images[:4])
+    if not isinstance(sample, jax.core.Tracer) and _are_probabilities(np.asarray(sample)):
+        raise ValueError(
+            "logits_fn: its rows lie in [0, 1] and sum to one, as probabilities do; "
+            "return logits, the values before the softmax"
+        )
+    return images, labels, sample
 
 
 def _are_probabilities(rows: np.ndarray) -> bool:
