@@ -50,11 +50,18 @@ def _total(cost: Callable[[core.JaxprEqn], float], jaxpr: core.Jaxpr, rounds: in
     return result
 
 
+def is_product(equation: core.JaxprEqn) -> bool:
+    """Whether it is a convolution or a product of matrices; one with a vector is a sum (`layers.column_sums`)."""
+    if equation.primitive.name == "dot_general":
+        return all(variable.aval.ndim > 1 for variable in equation.invars)
+    return equation.primitive.name == "conv_general_dilated"
+
+
 def _operations(equation: core.JaxprEqn) -> float:
+    if not is_product(equation):
+        return 0.0
     if equation.primitive.name == "conv_general_dilated":
         return _convolution(equation)
-    if equation.primitive.name != "dot_general":
-        return 0.0
     (contracted, _), _ = equation.params["dimension_numbers"]
     shape = equation.invars[0].aval.shape
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)

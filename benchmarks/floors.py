@@ -1,0 +1,143 @@
+"""The least time that arithmetic and memory allow: operations and bytes of an image, counted; seconds on a card.
+
+    python -m benchmarks.floors --config=cifar10:lagrangian,fast
+    python -m benchmarks.floors --config=cifar10:lagrangian,fast --compile --output=results/floors.json
+
+Bytes are counted twice. Of the convolutions alone: each reads what it multiplies and writes its result, and all else
+happens on the way (everything fused, no pass over activations besides). And, with ``--compile``, by XLA for the
+program that it makes for this device, which has those passes; loops are taken apart first, since XLA counts their
+bodies once.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jax.sharding import Mesh
+
+from benchmarks import operations
+from lagrangian_jax import config as configuration
+from lagrangian_jax import losses, methods
+from lagrangian_jax.models.forward import bind
+from lagrangian_jax.parallel import AXIS
+from lagrangian_jax.state import TrainState, initial_state
+from lagrangian_jax.step import resident_steps, training_step
+from lagrangian_jax.train import build_method, build_network, build_optimizer
+
+IMAGES = 50_000  # of an epoch
+
+
+class Card(NamedTuple):
+    """What was measured on a card: operations a second of large bfloat16 products, bytes a second of copies."""
+
+    name: str
+    operations: float
+    bandwidth: float
+
+
+CARDS = (Card("H100", 790e12, 3.0e12), Card("H200", 790e12, 4.3e12))
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--compile", action="store_true", help="ask XLA, too, for the bytes of its program")
+    parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
+    try:
+        arguments, config = configuration.parse(argv, parser)
+    except configuration.UsageError as error:
+        return configuration.fail(str(error), code=2)
+    configuration.prepare_jax(config)
+    result = {"config": arguments.config, "precision": config.precision, **counted(config)}
+    if arguments.compile:
+        result["device"] = jax.devices()[0].device_kind
+        result["bytes"]["compiled"] = compiled(config)
+    result["epoch_seconds"] = {card.name: floors(card, result["operations"], result["bytes"]) for card in CARDS}
+    show(result)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def floors(card: Card, operations: float, moved: dict[str, float]) -> dict[str, float]:
+    """Seconds of an epoch, of which the largest is the floor, by what bounds them."""
+    times = {"arithmetic": operations / card.operations, **{k: v / card.bandwidth for k, v in moved.items()}}
+    return {name: IMAGES * value for name, value in times.items()}
+
+
+def counted(config: configuration.ConfigDict) -> dict[str, Any]:
+    """``operations`` and ``bytes`` (those of convolutions) of one image in a training step; nothing is compiled."""
+    run, arguments = step_of(config, build_method(config))
+    batch = config.train.batch_size
+    moved = operations.total(convolution_bytes, run, *arguments)
+    return {"operations": operations.count(run, *arguments) / batch, "bytes": {"convolutions": moved / batch}}
+
+
+def convolution_bytes(equation: core.JaxprEqn) -> float:
+    """What a convolution or matrix product reads and writes, if nothing of it is kept."""
+    if not operations.is_product(equation):
+        return 0.0
+    arrays = [variable.aval for variable in (*equation.invars, *equation.outvars)]
+    return float(sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays))
+
+
+def compiled(config: configuration.ConfigDict) -> float:
+    """Bytes that XLA's program for this device reads and writes for an image: an update, and each step of the attack.
+
+    By XLA's own count (`cost_analysis`), which knows no cache: what an operation reads and writes counts in full.
+    """
+    run, arguments = step_of(config, methods.create("standard"))
+    update = accessed(run, *arguments)
+    state, batch = arguments[0], config.train.batch_size
+    forward_of = config.method.get("statistics", "train")
+    network = build_network(config, 10)
+
+    def gradient(params, batch_stats, images, labels):
+        def objective(images):
+            logits, statistics = bind(network, params, forward_of)(images, batch_stats)
+            return jnp.sum(losses.margin(logits, labels, 1.0)), statistics
+
+        return jax.grad(objective, has_aux=True)(images)
+
+    images = jax.ShapeDtypeStruct(arguments[1].shape, jnp.float32)
+    attack = accessed(jax.jit(gradient), state.params, state.batch_stats, images, arguments[2])
+    return (update + config.method.get("steps", 0) * attack) / batch
+
+
+def accessed(function: Any, *arguments: Any) -> float:
+    analysis = function.lower(*arguments).compile().cost_analysis()
+    return float(analysis["bytes accessed"])
+
+
+def step_of(config: configuration.ConfigDict, method: methods.Method) -> tuple[Any, tuple[TrainState, Any, Any, Any]]:
+    """One training step on a resident batch, and the shapes of its arguments."""
+    network, batch, size = build_network(config, 10), config.train.batch_size, config.data.image_size
+    optimizer = build_optimizer(config, lambda step: 0.1)
+
+    def new_state() -> TrainState:
+        return initial_state(jax.random.key(0), network, (size, size, 3), optimizer, method.memory(batch))
+
+    step = training_step(network, method, optimizer, config.augmentation.to_dict(), 1, 0.0)
+    run = resident_steps(step, Mesh(np.array(jax.devices()[:1]), (AXIS,)))
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    labels, index = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch,), (1, batch)))
+    return run, (jax.eval_shape(new_state), images, labels, index)
+
+
+def show(result: dict[str, Any]) -> None:
+    print(f"{result['config']}, {result['precision']}: {result['operations'] / 1e9:.2f} GFLOP an image")
+    for name, value in result["bytes"].items():
+        print(f"  {name:13s} {value / 1e6:7.1f} MB an image")
+    for card, times in result["epoch_seconds"].items():
+        print(f"{card}: " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()) + " s an epoch")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
