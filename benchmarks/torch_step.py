@@ -59,21 +59,42 @@ def lagrangian(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, s
 
 
 def build(
-    width: int, batch: int, device: str, channels_last: bool, bfloat16: bool, compiled: bool
+    width: int,
+    batch: int,
+    device: str,
+    channels_last: bool,
+    bfloat16: bool,
+    compiled: bool,
+    graph: bool = False,
+    statistics: str = "train",
 ) -> Callable[[], None]:
-    """``step()``: one training step on the next batch."""
+    """``step()``: one training step on the next batch.
+
+    Args:
+      width: of the network.
+      batch: images of a step.
+      device: "cpu" or "cuda".
+      channels_last: the layout of images and kernels.
+      bfloat16: autocast.
+      compiled: ``torch.compile`` of the network.
+      graph: the whole step recorded as a CUDA graph and replayed: nothing is launched from Python any more.
+      statistics: batch normalisation in the attack, "train" or "eval".
+    """
+    if device == "cuda":  # as fast as it goes in float32, too; XLA's convolutions and products use TF32 as well
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = resnet18(width).to(device, memory_format=layout).train()
     forward = torch.compile(network) if compiled else network
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=2e-4)
     data = torch.randint(0, 256, (10 * batch, 3, 32, 32), dtype=torch.uint8, device=device)
     labels = torch.randint(0, 10, (10 * batch,), device=device)
-    position = 0
+    position = torch.zeros((), dtype=torch.int64, device=device)  # a graph records no Python numbers
+    consecutive = torch.arange(batch, device=device)
 
     def step() -> None:
-        nonlocal position
-        rows = torch.arange(position, position + batch, device=device) % len(data)
-        position += batch
+        rows = (position + consecutive) % len(data)
+        position.add_(batch)
         images = F.pad(data[rows].float() / 255, (4, 4, 4, 4), mode="reflect")
         top, left = torch.randint(0, 9, (2, batch, 1), device=device)
         span = torch.arange(32, device=device)
@@ -82,11 +103,28 @@ def build(
         example = torch.arange(batch, device=device)[:, None, None, None]
         images = images[example, torch.arange(3, device=device)[None, :, None, None], *places]
         images = images.contiguous(memory_format=layout)
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
+            # A compiled backward pass computes the gradients of all that requires one, asked for or not.
+            network.train(statistics == "train").requires_grad_(False)
             adversarial = lagrangian(forward, images, labels[rows])
+            network.train().requires_grad_(True)
             loss = F.cross_entropy(forward(adversarial).float(), labels[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
-    return step
+    return recorded(step) if graph else step
+
+
+def recorded(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as a CUDA graph, after a few calls that compile, choose kernels and create the momenta."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(4):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay

@@ -30,7 +30,9 @@ from lagrangian_jax.train import batch_indices, build_method, build_network, bui
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", choices=["torch"], help="compare with PyTorch on the same device")
-    parser.add_argument("--peer-options", default="channels_last", help="of channels_last,bfloat16,compile; or none")
+    parser.add_argument(
+        "--peer-options", default="channels_last", help="of channels_last,bfloat16,compile,graph; or none"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="a round's length, at least one call")
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
@@ -55,6 +57,8 @@ def main(argv: list[str]) -> int:
             channels_last="channels_last" in options,
             bfloat16="bfloat16" in options,
             compiled="compile" in options,
+            graph="graph" in options,
+            statistics=config.method.get("statistics", "train"),
         )
         if jax.default_backend() == "gpu":
             step = sides["torch"]
