@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lagrangian_jax as lj
+from lagrangian_jax.attacks import ATTACKS
 from lagrangian_jax.attacks.sampling import bilinear_sample
 from lagrangian_jax.attacks.stadv import flow_roughness, identity_flow
 
@@ -68,10 +69,13 @@ def test_the_flow_stays_within_the_bound(key, bound):
 def test_a_larger_bound_is_stronger(key):
     images, labels = step_edge(), np.array([0])
     margins = []
+
+    @jax.jit
+    def attack(bound):
+        return ATTACKS["stadv"](key, brightness_network, images, labels, bound=bound, steps=40, step_size=0.02)
+
     for bound in (0.0, 0.1, 0.4):
-        adversarial = lj.attacks.create("stadv", bound=bound, steps=40, step_size=0.02)(
-            key, brightness_network, images, labels
-        )
+        adversarial = attack(bound)
         margins.append(float(lj.losses.margin(brightness_network(adversarial), labels)[0]))
     assert margins[0] < margins[1] < margins[2]
 
@@ -105,9 +109,10 @@ def test_alone_as_in_a_batch(key):
     images = jax.random.uniform(key, (3, 8, 8, 3))
     attack = lj.attacks.create("stadv", bound=0.1, steps=5, step_size=0.01)
     labels = np.array([0, 2, 1])  # all three predictions among them, misclassified ones too
-    together = attack(key, brightness_network, images, labels)
+    run = jax.jit(lambda images, labels: attack(key, brightness_network, images, labels))
+    together = run(images, labels)
     for i in range(3):
-        alone = attack(key, brightness_network, images[i : i + 1], labels[i : i + 1])
+        alone = run(images[i : i + 1], labels[i : i + 1])
         np.testing.assert_allclose(alone[0], together[i], atol=1e-6)
 
 
