@@ -149,12 +149,10 @@ def together(function: Callable[[], None]) -> None:
             function()
         except (ValueError, OSError) as caught:
             error = caught
-    kind = b"" if error is None else b"V" if isinstance(error, ValueError) else b"O"
-    told = broadcast(kind + str(error).encode()).decode() if jax.process_count() > 1 else ""
+    told = "" if error is None else ("V" if isinstance(error, ValueError) else "O") + str(error)
+    told = broadcast(told.encode()).decode()
     if told:
         raise known(error or (ValueError if told[0] == "V" else OSError)(told[1:]))
-    if error is not None:
-        raise error
 
 
 def known(error: Exception) -> Exception:
