@@ -1,0 +1,92 @@
+"""The benchmarks: what they count and compute, and the accelerator's script with a tiny budget on a CPU."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import floors, operations, start, targets
+from lagrangian_jax import config as configuration
+from lagrangian_jax.models.layers import column_sums, convolution
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def test_a_convolution_moves_what_it_reads_and_writes():
+    def function(x, kernel):
+        return convolution(x, kernel, 2, ((1, 1), (1, 1))), column_sums(x)
+
+    x, kernel = jnp.zeros((2, 8, 8, 3), jnp.bfloat16), jnp.zeros((3, 3, 3, 5), jnp.bfloat16)
+    moved = operations.total(floors.convolution_bytes, function, x, kernel)
+    assert moved == 2 * (2 * 8 * 8 * 3 + 3 * 3 * 3 * 5 + 2 * 4 * 4 * 5)
+
+
+def test_the_recipe_s_floor():
+    """13 passes of 1.111 GFLOP; of 0.61 million outputs of convolutions, each written once a pass and read once."""
+    counted = floors.counted(configuration.load("cifar10:lagrangian,fast"))
+    assert counted["operations"] / 1e9 == pytest.approx(13 * 1.111, rel=1e-3)
+    outputs = 13 * 0.61e6 * 2  # bytes, bfloat16
+    assert 2 * outputs < counted["bytes"]["convolutions"] < 2.5 * outputs
+    seconds = floors.floors(floors.Card("", 100e9, 1e6), counted["operations"], counted["bytes"])
+    assert seconds["arithmetic"] == pytest.approx(50_000 * 0.1444, rel=1e-3)
+    assert seconds["convolutions"] == pytest.approx(50_000 * counted["bytes"]["convolutions"] / 1e6)
+
+
+def test_targets_are_judged_and_gaps_shown(tmp_path):
+    shown = targets.table(tmp_path).splitlines()
+    assert len(shown) == 2 + len(targets.TARGETS)
+    assert all("not measured yet" in line for line in shown[2:])
+    (tmp_path / "train_fast_eager.json").write_text(json.dumps({"device": "D", "ratio": 2.5}))
+    (tmp_path / "start.json").write_text(json.dumps({"seconds": {"cold": 50, "warm": 7}}))
+    (tmp_path / "suite.json").write_text(
+        json.dumps({"images": 1000, "suite": {"seconds": 12.0, "compile_seconds": 60.0}})
+    )
+    shown = targets.table(tmp_path)
+    assert "| its step against PyTorch, eager | at least 3 times | 2.5 times | not met |" in shown
+    assert "| second start to the first step | at most 10 s | 7 s | met |" in shown
+    assert "| `cifar10_table1`, 10,000 images | at most 5 min | 3 min | met |" in shown
+    assert shown.endswith("On D.")
+
+
+def test_a_run_that_ends_early_is_told(tmp_path):
+    with pytest.raises(RuntimeError, match=r"ended before its first step:\n.*no_such_field"):
+        start.first_step(["--config.no_such_field=1"], tmp_path / "run", tmp_path / "cache")
+
+
+def accelerator(directory, **environment):
+    given = {**os.environ, "PYTHON": sys.executable, "BUDGET": "tiny", "XLA_FLAGS": "", **environment}
+    command = ["bash", str(ROOT / "benchmarks" / "accelerator.sh"), str(directory)]
+    return subprocess.run(command, env=given, capture_output=True, text=True)
+
+
+def test_accelerator_without_time_says_what_is_missing(tmp_path):
+    done = accelerator(tmp_path, TIME="0")
+    assert done.returncode == 1
+    assert "not measured: train_fast_eager: no time left" in done.stderr
+    assert done.stdout.count("not measured yet") == len(targets.TARGETS)
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.slow
+def test_accelerator_with_a_tiny_budget(tmp_path):
+    done = accelerator(tmp_path, TIME="1500")
+    assert done.returncode == 0, done.stderr
+    names = {path.stem for path in tmp_path.glob("*.json")}
+    assert {target.name for target in targets.TARGETS} <= names
+    assert "not measured yet" in done.stdout  # the methods that a tiny budget leaves out
+    for name in names:
+        assert json.loads((tmp_path / f"{name}.json").read_text())
+    measured = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    next(iter(measured)).unlink()
+    started = time.monotonic()
+    again = accelerator(tmp_path, TIME="1500")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("== ") == 1
+    assert time.monotonic() - started < 600
+    unchanged = [path for path, at in measured.items() if path.stat().st_mtime_ns == at]
+    assert len(unchanged) == len(measured) - 1
