@@ -60,13 +60,7 @@ def main(argv: list[str]) -> int:
         "image_size": config.data.image_size,
         **times,
     }
-    fed, there = result["step_seconds"]["fed"], result["step_seconds"]["resident"]
-    print(
-        f"{arguments.config}, batch {config.train.batch_size}: {fed:.4f} s a step as fed, {there:.4f} s on data there,"
-    )
-    print(
-        f"{100 * (result['ratio'] - 1):+.1f} %; the host waited {100 * result['waiting']:.1f} % of the time for a batch"
-    )
+    show(result)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
