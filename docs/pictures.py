@@ -63,8 +63,8 @@ def network(side: int):
     first, second = 64 * (side // 2) ** 2, 192 * (side // 4) ** 2
 
     def means(images):
-        features = distance.features(images)
-        layers = features[:, :first], features[:, first : first + second]
+        features = distance.features(images)[:, : first + second]  # cut off first: the other layers are never computed
+        layers = features[:, :first], features[:, first:]
         pooled = [layer.reshape(len(images), -1, size).mean(1) for layer, size in zip(layers, (64, 192), strict=True)]
         return jnp.concatenate(pooled, axis=-1)
 
