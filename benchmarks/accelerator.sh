@@ -5,14 +5,15 @@
 # command goes on where it was stopped. A measurement that fails, or takes longer than it may, is told at the end, and
 # the exit code is 1. `python -m benchmarks.targets DIR` prints the results beside the targets, as this does at its end.
 #
-# BUDGET=tiny   small networks and few images, in minutes on a CPU: tries the script, measures nothing
+# BUDGET=tiny   small networks, few images, hasty compilation, in minutes on a CPU: tries the script, measures nothing
 # TIME          seconds after which nothing goes on (590)
 # PYTHON        the interpreter (python3): with PyTorch, JAX for the device, and what the package depends on
 # WHEELS        a folder of wheels for a machine without a network (.wheels); they are installed for this run.
-#               A machine with PyTorch, JAX, Flax, Optax, Orbax and Pillow lacks five pure or small packages; fetched with
-#                 pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
-#                   --platform manylinux2014_x86_64 -d .wheels ml-collections tensorboardX grain array-record
-#               they travel beside the checkout.
+#               Where PyTorch, JAX, Flax, Optax, Orbax, Pillow and scikit-learn are, what is missing travels beside the
+#               checkout, fetched where there is a network with
+#                 pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+#                   --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d .wheels \
+#                   ml-collections tensorboardX grain array-record portpicker importlib-resources
 # shellcheck disable=SC2054  # the commas are of arguments
 set -uo pipefail
 directory=$(mkdir -p "${1:?usage: bash benchmarks/accelerator.sh DIR}" && cd "$1" && pwd)
@@ -55,7 +56,7 @@ if [ "$budget" = tiny ]; then
   suite=(--images=4 --width=4 --most=2 --attacks=none --suite=quick)
   autoattack=(--images=4 --width=4 --most=2 --attacks=apgd_ce,square --suite=none)
   input=(--rounds=1 --calls=2)
-  export JAX_PLATFORMS=cpu
+  export JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=1
 else
   # shellcheck source=launch/env.sh
   source launch/env.sh gpu
