@@ -1,5 +1,7 @@
 """The benchmarks: what they count and compute, and the accelerator's script with a tiny budget on a CPU."""
 
+import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import floors, operations, start, targets
+from benchmarks import input as inputs
 from lagrangian_jax import config as configuration
 from lagrangian_jax.models.layers import column_sums, convolution
 
@@ -52,6 +55,33 @@ def test_targets_are_judged_and_gaps_shown(tmp_path):
     assert "| second start to the first step | at most 10 s | 7 s | met |" in shown
     assert "| `cifar10_table1`, 10,000 images | at most 5 min | 3 min | met |" in shown
     assert shown.endswith("On D.")
+
+
+def test_waiting_is_seen_and_what_was_made_ahead_is_not_counted():
+    def batches():
+        for number in itertools.count():
+            time.sleep(0.0 if number in (1, 2, 3, 8, 9, 10) else 0.05)  # three that were made ahead, before each round
+            yield (number,)
+
+    def run(state, batch):
+        time.sleep(0.05)
+        return state, jnp.zeros(2)
+
+    found = inputs.measure(0, run, 2, batches(), 3, rounds=2, calls=4)
+    assert found["step_seconds"]["resident"] == pytest.approx(0.025, rel=0.5)
+    assert found["waiting"] == pytest.approx(0.5, abs=0.1)
+    assert found["ratio"] == pytest.approx(2, rel=0.3)
+
+
+def test_photographs_stream(tmp_path):
+    config = configuration.load("flowers:lagrangian,smoke")
+    source = inputs.photographs(tmp_path, 20)
+    assert 50_000 < (tmp_path / "0.jpg").stat().st_size < 150_000
+    with contextlib.ExitStack() as stack:
+        _, steps, batches, ahead = inputs.streamed(config, source, stack)
+        images, labels, _ = next(batches)
+    assert (steps, images.shape, labels.shape) == (1, (16, 64, 64, 3), (16,))
+    assert ahead > 0
 
 
 def test_a_run_that_ends_early_is_told(tmp_path):
