@@ -5,7 +5,6 @@ tells eight crops of them apart by the first two layers of the packaged CIFAR-10
 pictures show how an attack's perturbations look, not how strong it is.
 """
 
-import functools
 import pathlib
 import sys
 
@@ -25,6 +24,19 @@ CROPS = (
     *((1, row, column, 300) for row, column in ((60, 190), (120, 0), (0, 330), (127, 340))),
 )
 SHOWN = (0, 4)
+OVERVIEW = (
+    "pgd_linf",
+    "lagrangian",
+    "stadv",
+    "recolor",
+    "jpeg",
+    "elastic",
+    "fog",
+    "gabor",
+    "snow",
+    "lpa",
+    "wasserstein",
+)
 
 # Parameters that differ from the defaults: budgets for 128 x 128 pixels in place of 32 x 32, fewer steps where the
 # picture stays the same.
@@ -41,7 +53,7 @@ PARAMETERS: dict[str, dict] = {
     "fab_t": dict(norm="l2", bound=4.0, steps=20),
     "wasserstein": dict(bound=0.3, steps=40),
     "lagrangian": dict(multiplier=0.45, step_size=0.25),
-    "pgd_l0": dict(restarts=2),
+    "pgd_l0": dict(pixels=40, restarts=4),
     "corner_search": dict(iterations=100),
     "autoattack": dict(bound=4 / 255, steps=20, queries=200),
 }
@@ -96,39 +108,24 @@ def strip(images: np.ndarray, adversarial: np.ndarray) -> Image.Image:
 
 
 def overview(names: tuple[str, ...]) -> Image.Image:
-    """The README's picture: the temple, clean and under each of some attacks."""
-    tiles = [_attacked(names[0])[0][0], *(_attacked(name)[1][0] for name in names)]
-    picture = Image.new("RGB", (TILE * len(tiles) // 2, 2 * TILE))
+    """The README's picture, from those of single attacks: the temple, clean and under each of some attacks."""
+    strips = [Image.open(FOLDER / f"{name}.webp") for name in names]
+    tiles = [strips[0].crop((0, 0, TILE, TILE)), *(strip.crop((TILE, 0, 2 * TILE, TILE)) for strip in strips)]
+    columns = len(tiles) // 2
+    picture = Image.new("RGB", (TILE * columns, 2 * TILE))
     for place, tile in enumerate(tiles):
-        position = (TILE * (place % (len(tiles) // 2)), TILE * (place // (len(tiles) // 2)))
-        picture.paste(Image.fromarray(np.round(255 * tile).astype(np.uint8)), position)
+        picture.paste(tile, (TILE * (place % columns), TILE * (place // columns)))
     return picture
-
-
-_attacked = functools.cache(attacked)
-OVERVIEW = (
-    "pgd_linf",
-    "lagrangian",
-    "stadv",
-    "recolor",
-    "jpeg",
-    "elastic",
-    "fog",
-    "gabor",
-    "snow",
-    "lpa",
-    "wasserstein",
-)
 
 
 def main(names: list[str]) -> None:
     FOLDER.mkdir(exist_ok=True)
     for name in names or lj.attacks.names():
-        images, adversarial = _attacked(name)
+        images, adversarial = attacked(name)
         strip(images, adversarial).save(FOLDER / f"{name}.webp", quality=70, method=6)
         size = np.sqrt(np.square(adversarial - images).sum((1, 2, 3)))
         print(f"{name}: mean l2 norm {size.mean():.2f}", flush=True)
-    if not names:
+    if all((FOLDER / f"{name}.webp").is_file() for name in OVERVIEW):
         overview(OVERVIEW).save(FOLDER / "overview.webp", quality=70, method=6)
 
 
