@@ -329,4 +329,7 @@ def guarded(function: Callable[..., None], *arguments: Any) -> int:
         code = fail(f"{error}{full}", os.EX_TEMPFAIL if isinstance(error, Interrupted) else 1)
         parallel.leave_if_alone(error, code)
         return code
+    except Exception as error:  # not what a user can cause: with its traceback
+        parallel.leave_if_alone(error, 1, trace=True)
+        raise
     return 0

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -161,10 +162,12 @@ def known(error: Exception) -> Exception:
     return error
 
 
-def leave_if_alone(error: Exception, code: int) -> None:
+def leave_if_alone(error: Exception, code: int, trace: bool = False) -> None:
     """Ends this process at once after an error that is not `known` to the others: at a usual end JAX would wait for
     them, and they wait for this one in the next exchange; as it is, they see it gone and end, too."""
     if jax.distributed.is_initialized() and _KNOWN not in getattr(error, "__notes__", ()):
+        if trace:
+            traceback.print_exception(error)
         sys.stderr.flush()
         os._exit(code)
 

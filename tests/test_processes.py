@@ -158,7 +158,7 @@ def test_a_killed_process_ends_the_job_and_it_goes_on(folder, alone):
         assert all(process.poll() is None for process in job)
         time.sleep(0.01)
     job[1].kill()
-    assert job[0].wait(200) != 0  # it cannot go on alone, and does not hang
+    assert job[0].wait(100) != 0  # it cannot go on alone, and does not hang
     finish(launch(workdir, 2), workdir)
     assert_same_results(workdir, alone)
 
