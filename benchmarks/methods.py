@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
         arguments, config = configuration.parse(given, parser)
     except configuration.UsageError as error:
         return configuration.fail(str(error), code=2)
+    configuration.prepare_jax(config)
     names = arguments.methods.split(",") if arguments.methods else [*methods.names(), "pgd_5"]
     rows = {name: count(paper(name)) for name in names}
     result: dict[str, Any] = {"jax": jax.__version__, "methods": rows}
