@@ -188,8 +188,8 @@ def test_attacks_take_any_batch(batch):
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(batches, st.integers(16, 33), st.integers(16, 33), st.sampled_from([2, 3, 10, 1000]), seeds)
 def test_attacks_on_any_input(name, batch, height, width, classes, seed):
-    if name in ("snow", "fog"):
-        width = height  # weather on squares, as in the original
+    multiple = {"jpeg": 16, "snow": 4}.get(name, 1)  # of their blocks, as documented
+    height, width = (-(-side // multiple) * multiple for side in (height, width))
     assert_valid(name, *attacked(name, batch, height, width, classes, seed))
 
 

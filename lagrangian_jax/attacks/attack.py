@@ -120,6 +120,8 @@ class Attack:
                 return images
             traced = isinstance(sample, jax.core.Tracer)
         if traced:
+            if not images.shape[0]:
+                return jnp.asarray(images)
             return self._traced(example_keys(key, images.shape[0]), logits_fn, images, labels)
 
         @functools.partial(jax.jit, static_argnums=0)
