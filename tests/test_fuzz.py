@@ -142,11 +142,11 @@ SMALL = {  # parameters that make each quick, where its own would not
     "fog": {"steps": 2},
     "gabor": {"steps": 2},
     "snow": {"steps": 2},
-    "gaussian_noise": {},
+    "gaussian_noise": {"clip": True},
     "gaussian_blur": {},
     "none": {},
     "apgd_ce": {"steps": 2},
-    "square": {"steps": 3},
+    "square": {"queries": 3},
 }
 NORMS = {"pgd_linf": "linf", "fgsm": "linf", "mi_fgsm": "linf", "pgd_l2": "l2"}
 
