@@ -1,12 +1,15 @@
 """Fixtures shared by the tests. Recorded values and data live beside the checkout; where absent, their tests skip."""
 
 import functools
+import importlib.util
 import os
 import pathlib
 
 import jax
 import numpy as np
 import pytest
+
+collect_ignore = [] if importlib.util.find_spec("torch") else ["torch_networks.py"]
 
 
 def pytest_configure(config):

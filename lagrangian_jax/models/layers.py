@@ -89,8 +89,10 @@ def spread(x: Array, shape: tuple[int, ...]) -> Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _column_sums(x, shape):
     def product(x):
-        rows = x.reshape(-1, shape[-1])
-        return jnp.matmul(jnp.ones(len(rows), x.dtype), rows, preferred_element_type=jnp.float32).astype(x.dtype)
+        sums = x.astype(jnp.float32)
+        for length in shape[:-1]:  # one axis after another: a product adds in order, and short sums round less
+            sums = jnp.ones(length) @ sums.reshape(length, -1)
+        return sums.astype(x.dtype)
 
     return lax.platform_dependent(x, cpu=product, default=lambda x: jnp.sum(x, range(len(shape) - 1)))
 
