@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import pathlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -140,11 +141,8 @@ class Checkpoints:
         with self._writing():
             try:
                 self._manager.wait_until_finished()
-            except TimeoutError:  # orbax loses patience by the clock of the day, which may have been set: once more
-                step, items = self._saving
-                self._open()
-                self._manager.save(step, args=items)
-                self._manager.wait_until_finished()
+            except TimeoutError:  # orbax loses patience by the clock of the day, which may have been set
+                self._save_again()
             self._saving = None
             steps = set(self._manager.all_steps())
             for step in steps:
@@ -153,6 +151,20 @@ class Checkpoints:
             for manifest in self._folder.glob("*.sha256"):
                 if int(manifest.stem) not in steps:
                     manifest.unlink()
+
+    def _save_again(self) -> None:
+        step, items = self._saving
+        for patience in (1, 2, 4, 8, 0):
+            try:
+                self._open()
+                if step not in self._manager.all_steps():  # the first attempt may have ended well after all
+                    self._manager.save(step, args=items)
+                    self._manager.wait_until_finished()
+                return
+            except (OSError, TimeoutError):  # or it is still writing what is being cleared away
+                if not patience:
+                    raise
+                time.sleep(patience)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
