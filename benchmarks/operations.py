@@ -51,10 +51,8 @@ def _total(cost: Callable[[core.JaxprEqn], float], jaxpr: core.Jaxpr, rounds: in
 
 
 def is_product(equation: core.JaxprEqn) -> bool:
-    """Whether it is a convolution or a product of matrices; one with a vector is a sum (`layers.column_sums`)."""
-    if equation.primitive.name == "dot_general":
-        return all(variable.aval.ndim > 1 for variable in equation.invars)
-    return equation.primitive.name == "conv_general_dilated"
+    """Whether it is a convolution or a matrix product."""
+    return equation.primitive.name in ("conv_general_dilated", "dot_general")
 
 
 def _operations(equation: core.JaxprEqn) -> float:

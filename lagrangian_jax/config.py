@@ -19,6 +19,10 @@ from lagrangian_jax import methods, models, parallel
 from lagrangian_jax.names import unknown
 from lagrangian_jax.signals import Interrupted, sigterm_raises
 
+# What XLA's library YNN does on a CPU: products and sums, and not convolutions, which it leaves to one core where they
+# have few channels (`python -m benchmarks.layers`).
+YNN = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+
 
 def default() -> ConfigDict:
     """Every field of a configuration, with what most runs want."""
@@ -294,7 +298,7 @@ def prepare_jax(config: ConfigDict) -> None:
     """Settings that must come before JAX touches a device: determinism, speed on a CPU, where compiled programs are
     kept. What the environment sets already stays.
     """
-    wanted = {"xla_cpu_experimental_ynn_fusion_type": ""}  # convolutions that use every core: benchmarks/README.md
+    wanted = {"xla_cpu_experimental_ynn_fusion_type": YNN}
     if config.deterministic:
         wanted["xla_gpu_deterministic_ops"] = "true"
     flags = os.environ.get("XLA_FLAGS", "")

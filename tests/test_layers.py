@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from lagrangian_jax.models.layers import BatchNorm, column_sums, convolution
+from lagrangian_jax.models.layers import BatchNorm, convolution
 
 CASES = [
     (3, 1, 1, 8),
@@ -88,9 +88,3 @@ def test_batch_norm_gradients_are_those_of_its_formula(train):
     np.testing.assert_allclose(got_x, wanted * scale / np.sqrt(var + 1e-5), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got_params["scale"], (cotangent * unit).sum(axes), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(got_params["bias"], cotangent.sum(axes), rtol=1e-4, atol=1e-4)
-
-
-def test_channel_sums_round_as_little_as_pairwise_ones():
-    x = (0.5 + np.random.default_rng(0).normal(size=(50, 32, 32, 8))).astype(np.float32)
-    expected = x.sum((0, 1, 2), dtype=np.float64)
-    np.testing.assert_allclose(column_sums(x), expected, rtol=5e-7)

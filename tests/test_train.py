@@ -392,6 +392,10 @@ def test_determinism_is_set_before_jax_starts(monkeypatch):
     flags = os.environ["XLA_FLAGS"].split()
     assert flags[0] == "--xla_mine=1"
     assert flags.count("--xla_gpu_deterministic_ops=true") == 1
+    assert flags.count(f"--xla_cpu_experimental_ynn_fusion_type={configuration.YNN}") == 1
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
+    configuration.prepare_jax(config)
+    assert "REDUCE" not in os.environ["XLA_FLAGS"]
 
 
 def test_sigterm_outside_of_the_loops(capfd):

@@ -1,0 +1,94 @@
+"""What the layers of a training step cost on a CPU, by what XLA's library YNN is left to do, and how sums round.
+
+    python -m benchmarks.layers --output=results/layers.json
+
+``all`` is XLA's default, ``sums`` what `config.prepare_jax` sets (convolutions go to Eigen), ``none`` without YNN. The
+shapes are those of a ResNet-18's four stages. Milliseconds are the least of the rounds, in turns, so that all see the
+same machine; the error of a sum over the batch is relative, against float64.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lagrangian_jax.config import YNN
+from lagrangian_jax.models.layers import BatchNorm, convolution
+
+SHAPES = ((32, 64), (16, 128), (8, 256), (4, 512))  # pixels a side, channels
+YNN_DOES: dict[str, dict[str, Any]] = {
+    "all": {},
+    "sums": {"xla_cpu_experimental_ynn_fusion_type": YNN},
+    "none": {"xla_cpu_experimental_ynn_fusion_type": ""},
+}
+
+
+def convolve(x: Array, kernel: Array) -> Array:
+    return convolution(x, kernel, 1, ((1, 1), (1, 1)))
+
+
+def normalise(x: Array) -> Array:
+    layer = BatchNorm()
+    return layer.apply(layer.init(jax.random.key(0), x, train=False), x, train=True, mutable=["batch_stats"])[0]
+
+
+PIECES: dict[str, Callable[[Array, Array, Array], Any]] = {
+    "convolution": lambda x, kernel, y: convolve(x, kernel),
+    "its input gradient": lambda x, kernel, y: jax.vjp(lambda x: convolve(x, kernel), x)[1](y),
+    "its kernel gradient": lambda x, kernel, y: jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](y),
+    "normalisation": lambda x, kernel, y: normalise(x),
+    "its gradient": lambda x, kernel, y: jax.vjp(normalise, x)[1](y),
+}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.layers", description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
+    options = parser.parse_args(arguments)
+    rows = [measure(options.batch, size, channels, options.rounds) for size, channels in SHAPES]
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps({"jax": jax.__version__, "rows": rows}, indent=2) + "\n")
+    return 0
+
+
+def measure(batch: int, size: int, channels: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds of each piece and errors of a sum at one shape, by what YNN does; printed, too."""
+    rng = np.random.default_rng(0)
+    x, y = (jnp.asarray(rng.normal(0.5, 1, (batch, size, size, channels)), jnp.float32) for _ in range(2))
+    kernel = jnp.asarray(rng.normal(0, (9 * channels) ** -0.5, (3, 3, channels, channels)), jnp.float32)
+    calls = {
+        name: {does: jax.jit(piece, compiler_options=options) for does, options in YNN_DOES.items()}
+        for name, piece in PIECES.items()
+    }
+    least = {name: dict.fromkeys(YNN_DOES, np.inf) for name in PIECES}
+    for _ in range(rounds + 1):  # the first compiles
+        for name, by in calls.items():
+            for does, call in by.items():
+                started = time.perf_counter()
+                jax.block_until_ready(call(x, kernel, y))
+                least[name][does] = min(least[name][does], 1000 * (time.perf_counter() - started))
+    exact = np.sum(np.asarray(x), (0, 1, 2), np.float64)
+    errors = {
+        does: float(np.max(np.abs(jax.jit(lambda x: jnp.sum(x, (0, 1, 2)), compiler_options=options)(x) / exact - 1)))
+        for does, options in YNN_DOES.items()
+    }
+    print(f"{batch} x {size} x {size} x {channels}, YNN does:" + "".join(f"{does:>10}" for does in YNN_DOES))
+    for name, by in least.items():
+        print(f"  {name:32s}" + "".join(f"{value:10.2f}" for value in by.values()) + "  ms")
+    print(f"  {'error of a sum':32s}" + "".join(f"{value:10.1e}" for value in errors.values()))
+    return {"shape": x.shape, "milliseconds": least, "error_of_a_sum": errors}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
