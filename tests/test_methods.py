@@ -91,7 +91,7 @@ def test_gradient_of_the_loss_in_float64(name, smoothing):
 
     batch = methods.Batch(jnp.float32(x), jnp.asarray(labels), jnp.arange(6), smoothing)
     distances = jnp.where(jnp.arange(6) % 2, 9.0, 1.0)  # of every second example beyond MMA's largest
-    given = methods.Crafted(jnp.float32(crafted), {}, distances, jnp.ones(6, bool))
+    given = methods.Crafted(jnp.float32(crafted), {}, distances)
 
     def mean(kernel):
         params = {"linear": {"kernel": kernel, "bias": jnp.zeros(4)}}
@@ -216,9 +216,11 @@ def test_thresholds_shrink_the_ball_by_the_confidence():
     logits = Linear().apply({"params": SITUATION.params}, SITUATION.images)
     confidence = np.asarray(jnp.take_along_axis(jax.nn.softmax(logits), SITUATION.labels[:, None], -1))[:, 0]
     factors = np.asarray(confidence_factor(jnp.asarray(confidence)))
-    assert set(np.round(factors, 2)) == {np.float32(0.3), np.float32(0.55), np.float32(1.0)} or len(set(factors)) > 1
+    assert len(set(factors)) > 1
     moved = _moved("threshold_l2", bound=0.4, step_size=0.1, statistics="eval")
     _assert_moves(moved, 0.4 * factors, 1e-5)
+    moved = _moved("threshold_l2", bound=0.4, step_size=0.1, steps=1, random_start=False, statistics="eval")
+    _assert_moves(moved, 0.1 * factors, 1e-5)
     moved = _moved("threshold_linf", bound=0.02, step_size=0.005, statistics="eval")
     expected = 0.02 * factors[:, None, None, None] * np.sign(SITUATION.towards)
     np.testing.assert_allclose(moved, expected, atol=1e-6)

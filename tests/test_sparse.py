@@ -75,6 +75,14 @@ def test_pgd_l0_finds_the_fewest_pixels(key):
     assert float(sum_network(4.0)(adversarial)[0, 0]) < 0
 
 
+def test_pgd_l0_counts_the_result_of_the_last_step(key):
+    """A pixel has to go to black; a random start is not there, and the one step of this run is its last."""
+    attack = lj.attacks.create("pgd_l0", pixels=1, restarts=1, steps=2)
+    adversarial = attack(key, sum_network(1.49), GREY, np.array([0]))
+    assert changed_pixels(adversarial, GREY).tolist() == [1]
+    assert float(sum_network(1.49)(adversarial)[0, 0]) < 0
+
+
 def test_pgd_l0_returns_the_clean_image_when_it_fails(key):
     attack = lj.attacks.create("pgd_l0", pixels=2, restarts=2)
     np.testing.assert_array_equal(attack(key, sum_network(4.0), GREY, np.array([0])), GREY)

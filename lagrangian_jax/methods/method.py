@@ -52,13 +52,11 @@ class Crafted(NamedTuple):
       images: what the method trains on, (B, H, W, C).
       batch_stats: the running statistics after the forward passes of the attack.
       memory: the rows of the batch's examples, updated.
-      extra: whatever the method's loss needs besides.
     """
 
     images: Array
     batch_stats: Any
     memory: Any = ()
-    extra: Any = ()
 
 
 class Outcome(NamedTuple):

@@ -74,12 +74,12 @@ def mma(
 
         distances, batch_stats = bisect(margins, batch_stats, radius, 1.05 * largest, search_steps)
         images = batch.images + expand(distances, direction) * direction  # not clipped, as in the original
-        return Crafted(images, batch_stats, jnp.where(correct, distances, 0.0), correct)
+        return Crafted(images, batch_stats, jnp.where(correct, distances, 0.0))
 
     def loss(forward, batch_stats, batch, crafted):
         clean, _ = forward(batch.images, batch_stats)  # crafting has counted this pass in the running averages
         logits, batch_stats = forward(crafted.images, batch_stats)
-        counts = ~crafted.extra | (crafted.memory < largest)
+        counts = crafted.memory < largest  # misclassified ones are at 0
         smoothing = batch.smoothing
         losses = mma_loss(clean, logits, batch.labels, counts, clean_weight, smoothing)
         return Outcome(losses, logits, batch_stats)
