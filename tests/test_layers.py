@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from lagrangian_jax.config import YNN
 from lagrangian_jax.models.layers import BatchNorm, convolution
 
 CASES = [
@@ -88,3 +89,20 @@ def test_batch_norm_gradients_are_those_of_its_formula(train):
     np.testing.assert_allclose(got_x, wanted * scale / np.sqrt(var + 1e-5), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got_params["scale"], (cotangent * unit).sum(axes), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(got_params["bias"], cotangent.sum(axes), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a setting of XLA's CPU compiler")
+def test_sums_round_little_and_convolutions_are_not_left_to_ynn():
+    """What `config.prepare_jax` sets is understood, and does both."""
+    x = jnp.asarray(0.5 + np.random.default_rng(0).normal(size=(50, 32, 32, 8)), jnp.float32)
+
+    def compiled(function, *arguments):
+        options = {"xla_cpu_experimental_ynn_fusion_type": YNN}
+        return jax.jit(function, compiler_options=options).lower(*arguments).compile()
+
+    expected = np.sum(np.asarray(x), (0, 1, 2), np.float64)
+    sums = compiled(lambda x: jnp.sum(x, (0, 1, 2)), x)
+    np.testing.assert_allclose(sums(x), expected, rtol=5e-7)  # in order, it would be 3e-6
+    program = compiled(lambda x, kernel: convolution(x, kernel, 1, ((1, 1), (1, 1))), x, jnp.zeros((3, 3, 8, 8)))
+    assert "ynn" in sums.as_text()
+    assert "ynn" not in program.as_text()
