@@ -103,6 +103,7 @@ def test_sums_round_little_and_convolutions_are_not_left_to_ynn():
     expected = np.sum(np.asarray(x), (0, 1, 2), np.float64)
     sums = compiled(lambda x: jnp.sum(x, (0, 1, 2)), x)
     np.testing.assert_allclose(sums(x), expected, rtol=5e-7)  # in order, it would be 3e-6
-    program = compiled(lambda x, kernel: convolution(x, kernel, 1, ((1, 1), (1, 1))), x, jnp.zeros((3, 3, 8, 8)))
-    assert "ynn" in sums.as_text()
-    assert "ynn" not in program.as_text()
+    images, kernel = jnp.zeros((8, 16, 16, 64)), jnp.zeros((3, 3, 64, 64))
+    program = compiled(lambda x, kernel: convolution(x, kernel, 1, ((1, 1), (1, 1))), images, kernel)
+    assert "__ynn_fusion" in sums.as_text()
+    assert "__ynn_fusion" not in program.as_text()
