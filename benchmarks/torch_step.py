@@ -44,14 +44,17 @@ def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return other - logits.gather(1, labels[:, None])[:, 0]
 
 
-def lagrangian(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, steps: int = 5) -> torch.Tensor:
+def lagrangian(
+    network: nn.Module, images: torch.Tensor, labels: torch.Tensor, also: tuple[nn.Parameter, ...] = (), steps: int = 5
+) -> torch.Tensor:
+    """The attack's images; the gradients of ``also`` are computed besides, and thrown away."""
     perturbation = 0.01 * torch.randn_like(images)
     for step in range(steps):
         perturbation.requires_grad_(True)
         logits = network(images + perturbation)
         norm = perturbation.flatten(1).norm(dim=1)
         objective = margin(logits, labels).clamp(max=1.0) - 2.0 * 0.1 ** (1 - step / steps) * norm
-        (gradient,) = torch.autograd.grad(objective.sum(), perturbation)
+        gradient, *_ = torch.autograd.grad(objective.sum(), (perturbation, *also))
         with torch.no_grad():
             unit = gradient / (gradient.abs().amax((1, 2, 3), keepdim=True) + 1e-8)
             perturbation = (images + perturbation + 0.15 * 0.1 ** (step / steps) * unit).clamp(0, 1) - images
@@ -67,6 +70,7 @@ def build(
     compiled: bool,
     graph: bool = False,
     statistics: str = "train",
+    released: bool = False,
 ) -> Callable[[], None]:
     """``step()``: one training step on the next batch.
 
@@ -79,6 +83,8 @@ def build(
       compiled: ``torch.compile`` of the network.
       graph: the whole step recorded as a CUDA graph and replayed: nothing is launched from Python any more.
       statistics: batch normalisation in the attack, "train" or "eval".
+      released: as the released code does it, whose ``backward()`` in the attack computes the gradients of the weights
+        as well.
     """
     if device == "cuda":  # as fast as it goes in float32, too; XLA's convolutions and products use TF32 as well
         torch.backends.cudnn.benchmark = True
@@ -105,8 +111,8 @@ def build(
         images = images.contiguous(memory_format=layout)
         with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             # A compiled backward pass computes the gradients of all that requires one, asked for or not.
-            network.train(statistics == "train").requires_grad_(False)
-            adversarial = lagrangian(forward, images, labels[rows])
+            network.train(statistics == "train").requires_grad_(released)
+            adversarial = lagrangian(forward, images, labels[rows], tuple(network.parameters()) if released else ())
             network.train().requires_grad_(True)
             loss = F.cross_entropy(forward(adversarial).float(), labels[rows])
         optimizer.zero_grad(set_to_none=True)

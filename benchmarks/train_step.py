@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", choices=["torch"], help="compare with PyTorch on the same device")
     parser.add_argument(
-        "--peer-options", default="channels_last", help="of channels_last,bfloat16,compile,graph; or none"
+        "--peer-options", default="channels_last", help="of channels_last,bfloat16,compile,graph,released; or none"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="a round's length, at least one call")
@@ -59,6 +59,7 @@ def main(argv: list[str]) -> int:
             compiled="compile" in options,
             graph="graph" in options,
             statistics=config.method.get("statistics", "train"),
+            released="released" in options,
         )
         if jax.default_backend() == "gpu":
             step = sides["torch"]
