@@ -3,7 +3,7 @@
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["attacks", "distances", "evaluation", "interop", "losses", "models"]
+__all__ = ["analysis", "attacks", "distances", "evaluation", "interop", "losses", "models"]
 
 
 def __getattr__(name: str):
