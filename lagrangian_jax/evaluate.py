@@ -78,19 +78,53 @@ def evaluate(
       training: the summary of the training run, or None.
     """
     import jax
-    from tqdm import tqdm
 
-    from lagrangian_jax import data, evaluation, interop, report
-    from lagrangian_jax.models.forward import apply
-    from lagrangian_jax.signals import Signals
-    from lagrangian_jax.train import build_network, read_shares
+    from lagrangian_jax import interop, report
     from lagrangian_jax.workdir import write_whole
 
-    network = build_network(config, len(dataset.classes))
+    result = attack(config, workdir, dataset, variables, test_images(config, dataset), config.evaluation.suite)
+    if jax.process_index() != 0:
+        return
+    results = to_json(result, config, dataset, training)
+    write_whole(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    info = interop.model_info(results)
+    if info is not None:
+        write_whole(workdir / "model_info.json", json.dumps(info, indent=2) + "\n")
+    print(report.write(workdir))
+    print(f"\nreport: {workdir / 'report.html'}")
+
+
+def test_images(config: ConfigDict, dataset: Any) -> Any:
+    """The test images that a configuration evaluates on, a `data.Split`: all, or a fixed subset."""
+    from lagrangian_jax import data
+    from lagrangian_jax.train import read_shares
+
     test = read_shares(dataset.test, config.data.image_size, config.data.workers)
     if config.evaluation.examples:
         test = test.take(data.hold_out(test.labels, min(config.evaluation.examples, len(test.labels)))[1])
+    return test
 
+
+def attack(
+    config: ConfigDict, workdir: pathlib.Path, dataset: Any, variables: Any, images: Any, suite: Any, **options: Any
+) -> Any:
+    """`lagrangian_jax.evaluation.run` on the configured network, with progress bars; SIGTERM keeps what is done.
+
+    Args:
+      config, workdir, dataset, variables: of `evaluate`.
+      images: a `data.Split`.
+      suite: a name or rows.
+      **options: further ones of `evaluation.run`.
+    """
+    import jax
+    from tqdm import tqdm
+
+    from lagrangian_jax import evaluation
+    from lagrangian_jax.models.forward import apply
+    from lagrangian_jax.signals import Signals
+    from lagrangian_jax.train import build_network
+
+    network = build_network(config, len(dataset.classes))
     bars: dict[str, tqdm] = {}
 
     def progress(name: str, done: int, total: int) -> None:
@@ -102,32 +136,30 @@ def evaluate(
                 bars[name].close()
 
     with Signals() as signals:
-        result = evaluation.run(
+        return evaluation.run(
             functools.partial(apply, network),
-            test.images,
-            test.labels,
-            suite=config.evaluation.suite,
+            images.images,
+            images.labels,
+            suite=suite,
             key=config.seed,
             batch_size=config.evaluation.batch_size,
-            index=test.indices,
+            index=images.indices,
             variables=variables,
             workdir=workdir,
             progress=progress,
             stop=signals.received,
+            **options,
         )
-    if jax.process_index() != 0:
-        return
+
+
+def to_json(result: Any, config: ConfigDict, dataset: Any, training: dict[str, Any] | None) -> dict[str, Any]:
+    """The content of ``results.json``: the evaluation's, and what data, network and training it is of."""
     results = result.to_json()
     results["data"] |= {"name": dataset.name, "split": "test", "remark": dataset.remark, "classes": dataset.classes}
     given = {name: value for name, value in configuration.plain(config.network).items() if value is not None}
     results["network"] |= given | {"precision": config.precision}
     results["training"] = training
-    write_whole(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    info = interop.model_info(results)
-    if info is not None:
-        write_whole(workdir / "model_info.json", json.dumps(info, indent=2) + "\n")
-    print(report.write(workdir))
-    print(f"\nreport: {workdir / 'report.html'}")
+    return results
 
 
 if __name__ == "__main__":

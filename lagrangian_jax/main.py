@@ -5,9 +5,11 @@ to stop and the state is saved: run the same command again.
 """
 
 import argparse
+import json
 import pathlib
 import re
 import sys
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -28,28 +30,38 @@ def main(argv: list[str]) -> int:
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, evaluates and reports in ``workdir``."""
-    import jax
-
-    from lagrangian_jax import data, evaluation, interop, parallel, report
+    from lagrangian_jax import data, evaluation, parallel
     from lagrangian_jax.evaluate import evaluate
-    from lagrangian_jax.train import build_network, train
     from lagrangian_jax.workdir import open_workdir
 
     evaluation.suites.get(config.evaluation.suite)  # an unknown name is told now, not after training
     parallel.start()
     with open_workdir(workdir, config):
         dataset = data.load(config.data)
-        try:
-            trained = train(config, workdir, dataset)
-        except configuration.NotFinite:
-            if jax.process_index() == 0:
-                report.write(workdir)  # says so, and shows the way there
-            raise
-        if jax.process_index() == 0:
-            weights = workdir / ".weights.safetensors"
-            interop.save(weights, build_network(config, len(dataset.classes)), trained.variables)
-            weights.replace(workdir / "weights.safetensors")
+        trained = train_and_keep(config, workdir, dataset)
         evaluate(config, workdir, dataset, trained.variables, trained.summary)
+
+
+def train_and_keep(config: ConfigDict, workdir: pathlib.Path, dataset: Any) -> Any:
+    """`lagrangian_jax.train.train`, whose outcome is kept as ``weights.safetensors`` and ``training.json``."""
+    import jax
+
+    from lagrangian_jax import interop, report
+    from lagrangian_jax.train import build_network, train
+    from lagrangian_jax.workdir import write_whole
+
+    try:
+        trained = train(config, workdir, dataset)
+    except configuration.NotFinite:
+        if jax.process_index() == 0:
+            report.write(workdir)  # says so, and shows the way there
+        raise
+    if jax.process_index() == 0:
+        write_whole(workdir / "training.json", json.dumps(trained.summary, indent=2) + "\n")
+        weights = workdir / ".weights.safetensors"
+        interop.save(weights, build_network(config, len(dataset.classes)), trained.variables)
+        weights.replace(workdir / "weights.safetensors")
+    return trained
 
 
 if __name__ == "__main__":
