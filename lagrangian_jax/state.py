@@ -46,14 +46,19 @@ def initial_state(
     average: bool = False,
 ) -> TrainState:
     """The state before the first step."""
-    variables = network.init(jax.random.fold_in(key, 0), jnp.zeros((1, *image_shape)), train=False)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        key=jax.random.fold_in(key, 1),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
-        average=jax.tree.map(jnp.copy, (params, batch_stats)) if average else (),
-        memory=memory,
-    )
+
+    @jax.jit  # one program that later starts find compiled; one by one, its hundred operations take seconds
+    def initial(key: Array) -> TrainState:
+        variables = network.init(jax.random.fold_in(key, 0), jnp.zeros((1, *image_shape)), train=False)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=jax.random.fold_in(key, 1),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            average=(params, batch_stats) if average else (),
+            memory=(),
+        )
+
+    return initial(key).replace(memory=memory)
