@@ -72,6 +72,26 @@ class Checkpoints:
         state = parallel.replicate(jax.tree.unflatten(structure, leaves), mesh)
         return _with_typed_key(state, like.key), about["position"], about["messages"]
 
+    def read(self, step: int | None = None) -> tuple[int, Any, dict[str, Any]] | None:
+        """What `restore` restores, as it lies on disk: its step, nested dictionaries and lists of arrays, the position.
+
+        Of a single process; for copying a checkpoint without its network.
+
+        Raises:
+          ValueError: there are checkpoints, and all are damaged.
+        """
+        self.wait()
+        found = self._read(None, step)
+        if found is None:
+            return None
+        tree, about = found
+        return about["step"], tree, about["position"]
+
+    def write(self, step: int, tree: Any, position: dict[str, Any]) -> None:
+        """Writes what `read` returned."""
+        self._write(step, tree, position)
+        self.wait()
+
     def wait(self) -> None:
         """Until what was being written is complete, with its manifest.
 
@@ -102,23 +122,30 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def _save(self, state: TrainState, position: dict[str, Any]) -> None:
+        # A copy: the next step overwrites the devices' memory.
+        self._write(int(state.step), jax.tree.map(np.array, _with_raw_key(state)), position)
+
+    def _write(self, step: int, here: Any, position: dict[str, Any]) -> None:
         import orbax.checkpoint as ocp
 
-        step = int(state.step)
         for other in self._manager.all_steps():
             if other >= step:  # damaged, or of a run that was interrupted before it came back here; orbax would skip us
                 self._manifest(other).unlink(missing_ok=True)
                 self._manager.delete(other)
-        here = jax.tree.map(np.array, _with_raw_key(state))  # a copy: the next step overwrites the devices' memory
         items = ocp.args.Composite(state=ocp.args.StandardSave(here), position=ocp.args.JsonSave(position))
         self._saving = step, items
         with self._writing():
             self._manager.save(step, args=items)
 
     def _restore(self, like: TrainState, step: int | None) -> tuple[()] | tuple[list[np.ndarray], dict[str, Any]]:
+        expected = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _with_raw_key(like))
+        found = self._read(expected, step)
+        return () if found is None else (jax.tree.leaves(found[0]), found[1])
+
+    def _read(self, expected: Any, step: int | None) -> tuple[Any, dict[str, Any]] | None:
+        """The state as ``expected`` has it (None: as it lies there); ``step``, ``position`` and ``messages``."""
         import orbax.checkpoint as ocp
 
-        expected = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _with_raw_key(like))
         messages: list[str] = []
         steps = sorted(self._manager.all_steps(), reverse=True)
         for candidate in steps if step is None else [at for at in steps if at == step]:
@@ -127,7 +154,7 @@ class Checkpoints:
                 items = ocp.args.Composite(state=ocp.args.StandardRestore(expected), position=ocp.args.JsonRestore())
                 try:
                     found = self._manager.restore(candidate, args=items)
-                    return jax.tree.leaves(found["state"]), {"position": found["position"], "messages": messages}
+                    return found["state"], {"step": candidate, "position": found["position"], "messages": messages}
                 except Exception as error:  # whatever orbax and its storage raise on a file they cannot read
                     problem = _first_line(error)
             messages.append(
@@ -135,7 +162,7 @@ class Checkpoints:
             )
         if messages:
             raise ValueError(f"every checkpoint in {self._folder} is damaged: {'; '.join(messages)}")
-        return ()
+        return None
 
     def _finish(self) -> None:
         with self._writing():
