@@ -138,8 +138,8 @@ def run(
         seed=_seed(key),
         attacks=tuple(work.outcome() for work in works),
         failures=(*left_out, *(f"{work.row.name}: {note}" for work in works for note in work.notes)),
-        versions=_versions(),
-        device=_device(mesh),
+        versions=versions(),
+        device=device(mesh),
         data={
             "examples": examples.count,
             "shape": list(examples.images.shape[1:]),
@@ -249,18 +249,21 @@ def _self_checks(attack: Attack, key: Array, network: Callable[[Array], Array], 
     return attacks.autoattack.checks(key, network, jnp.asarray(examples.floats(few)), jnp.asarray(labels), **options)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the software that numbers depend on."""
+    """Of the software that numbers depend on."""
     packages = ("lagrangian_jax", "jax", "jaxlib", "flax", "numpy")
     found = {package: importlib.metadata.version(package) for package in packages}
     return {"python": platform.python_version(), **found}
 
 
-def _device(mesh: Mesh) -> dict[str, Any]:
-    device = mesh.devices.flat[0]
+def device(mesh: Mesh) -> dict[str, Any]:
+    """The machine, as results name it."""
+    first = mesh.devices.flat[0]
     processes = jax.process_count()
     return {
-        "platform": device.platform,
-        "kind": device.device_kind,
+        "platform": first.platform,
+        "kind": first.device_kind,
         "count": mesh.size * processes,
         "processes": processes,
     }

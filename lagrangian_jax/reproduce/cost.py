@@ -1,0 +1,135 @@
+"""What a training and an evaluation cost, counted in their programs before anything runs.
+
+The unit is a forward pass of the network over one image. A gradient by the image is a pass and as much again, one by
+the weights a pass and twice as much again: 13 passes an image for training with the Lagrangian attack in 5 steps.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from lagrangian_jax import attacks, distances, methods
+from lagrangian_jax.evaluation import Row
+from lagrangian_jax.evaluation.cost import Meter, marked
+from lagrangian_jax.train import build_method
+
+_SIZE, _CLASSES, _BATCH = 32, 10, 2
+
+
+class Passes(NamedTuple):
+    """Of one image: forward passes, gradients by the image, gradients by the weights; ``exact`` or upper bounds."""
+
+    forward: float
+    by_image: float
+    by_weights: float = 0.0
+    exact: bool = True
+
+    @property
+    def units(self) -> float:
+        """In forward passes; each gradient comes on top of its pass."""
+        return self.forward + self.by_image + 2 * self.by_weights
+
+
+class _Probe(nn.Module):
+    """Stands for the network: the count does not depend on which it is."""
+
+    @nn.compact
+    def __call__(self, images, train=False, features=False):
+        logits = marked(lambda images: nn.Dense(_CLASSES)(images.reshape(len(images), -1)))(images)
+        return (logits, [images]) if features else logits
+
+
+def of_training(config: ConfigDict) -> Passes:
+    """One image in one adversarial step of the configured method.
+
+    >>> from lagrangian_jax import config as configuration
+    >>> of_training(configuration.load("cifar10:lagrangian"))
+    Passes(forward=6.0, by_image=5.0, by_weights=1.0, exact=True)
+    """
+    if config.method.name in methods.AUXILIARY:  # nothing is crafted
+        return Passes(1.0, 0.0, 1.0)
+    values = {name: value for name, value in config.method.items() if name != "weights"}
+    if values.get("distance") in distances.names():
+        values["distance"] = "l2"  # counts the classifier's passes alone, and needs no weights
+    method = build_method(ConfigDict({"method": values}))
+    images, labels = jnp.zeros((_BATCH, _SIZE, _SIZE, 3)), jnp.zeros(_BATCH, jnp.int32)
+    params = jax.eval_shape(lambda: _Probe().init(jax.random.key(0), images))["params"]
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
+    batch = methods.Batch(images, labels, labels)
+    network = methods.Network(_Probe(), params, {})
+
+    def craft(keys, images):
+        # After any warm-up, which may cost less.
+        return method.craft(keys, network, batch._replace(images=images), method.memory(_BATCH), 1e6)
+
+    def outer(clean, crafted, memory):
+        outcome = method.loss(
+            network.bind("eval"), {}, batch._replace(images=clean), methods.Crafted(crafted, {}, memory)
+        )
+        return jnp.sum(outcome.losses)
+
+    keys = jax.random.split(jax.random.key(0), _BATCH)
+    forward, by_image, exact = _count(craft, keys, images)
+    assert forward is not None
+    assert by_image is not None
+    # A pass whose gradient by the images is taken is one whose gradient by the weights is.
+    memory = jax.tree.map(jnp.zeros_like, jax.eval_shape(craft, keys, images).memory)
+    outer_forward, by_weights, _ = _count(jax.grad(functools.partial(outer, memory=memory), (0, 1)), images, images)
+    assert outer_forward is not None
+    assert by_weights is not None
+    return Passes(forward + outer_forward, by_image, by_weights, exact)
+
+
+def of_row(row: Row) -> Passes:
+    """One image under an attack of a suite, with the pass that reads the prediction.
+
+    Attacks in stages, which leave out what is fooled already, count as if nothing were ever fooled.
+
+    >>> of_row(Row("pgd_l2", parameters={"steps": 40}))
+    Passes(forward=41.0, by_image=40.0, by_weights=0.0, exact=True)
+    """
+    parameters: dict[str, Any] = dict(row.parameters)
+    if "distance" in parameters:
+        parameters["distance"] = distances.create("l2")
+    attack = attacks.create(row.attack, **parameters)
+    images, labels = jnp.zeros((_BATCH, _SIZE, _SIZE, 3)), jnp.zeros(_BATCH, jnp.int32)
+    keys = jax.random.split(jax.random.key(0), _BATCH)
+    weights = jnp.zeros((images[0].size, _CLASSES))
+    logits_fn = marked(lambda images: images.reshape(len(images), -1) @ weights)
+    # LPA's loops inside loops and Square's queries end as the data say; these are the most that they take.
+    most = attack.parameters.get("queries") or _rounds(attack.parameters)
+    forward, by_image, exact = 1.0, 0.0, not attack.survivors
+    counted: dict[Any, tuple[float | None, float | None, bool]] = {}
+    for stage in attack.stages:
+        if stage.function not in counted:
+            run = functools.partial(_stage, stage.function, logits_fn, stage.arguments)
+            counted[stage.function] = _count(run, keys, images, labels)
+        more, gradients, whole = counted[stage.function]
+        # Every stage of several has its predictions read; of a plain attack that pass is the one above.
+        forward += (most if more is None else more) + attack.survivors
+        by_image += most if gradients is None else gradients
+        exact &= whole
+    return Passes(forward, by_image, 0.0, exact)
+
+
+def _rounds(parameters: Mapping[str, Any]) -> int:
+    return parameters.get("rounds", 1) * parameters.get("steps", 1)
+
+
+def _stage(function, logits_fn, arguments, keys, images, labels):
+    return function(keys, logits_fn, images, labels, *arguments)
+
+
+def _count(function: Callable[..., Any], *arguments: Any) -> tuple[float | None, float | None, bool]:
+    """Forward passes and gradients by the images in a function's program (None: it does not tell); whether exact."""
+    meter = Meter(jax.jit(function))  # inside of it no loop is counted as it runs: bounds take their place
+    jax.eval_shape(meter, *arguments)
+    logits, pixels = _BATCH * _CLASSES, math.prod((_BATCH, _SIZE, _SIZE, 3))
+    forward, gradients, exact = meter.cost([], logits, pixels)
+    return forward, gradients, exact and forward is not None and gradients is not None

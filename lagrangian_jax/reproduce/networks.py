@@ -1,0 +1,111 @@
+"""What is trained: the networks of the tables and figures, as configurations under a preset."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from lagrangian_jax import config as configuration
+from lagrangian_jax.names import unknown
+
+# By preset, what follows the method in the name of each configuration; one that is not here follows the paper. "quick"
+# is no preset of a configuration: a tiny network on the digits takes the place of each.
+PRESETS: dict[str, dict[str, str]] = {
+    "paper": {},
+    "fast": {"cifar10": "fast", "imagenet100": "fast"},
+    "slim": {"cifar10": "slim", "cifar10_three_classes": "slim", "imagenet100": "slim", "flowers": "slim"},
+    "comparison": {"cifar10": "comparison", "cifar10_three_classes": "slim", "imagenet100": "slim", "flowers": "slim"},
+    "quick": {},
+}
+QUICK_STEPS = 2  # of training, of each epoch; and at most of an attack
+
+
+class Network(NamedTuple):
+    """A network to train.
+
+    Attributes:
+      config: the name of a packaged configuration.
+      method: of training; after a comma, presets that belong to it whatever the size of the run (early_stopping).
+    """
+
+    config: str
+    method: str
+
+    @property
+    def name(self) -> str:
+        """Of its work directory."""
+        return "-".join([self.config, *self.method.split(",")])
+
+    def configuration(self, preset: str) -> str:
+        """The name of the configuration that takes its place under a preset."""
+        return "digits" if preset == "quick" and self.method != "segmentation" else self.config
+
+
+def load(network: Network, preset: str, overrides: Mapping[str, Sequence[tuple[str, str]]]) -> ConfigDict:
+    """The locked configuration of a network.
+
+    Args:
+      network: which.
+      preset: a key of `PRESETS`.
+      overrides: by the configuration's name, fields and their values as text.
+
+    Raises:
+      ValueError: an unknown field or a wrong value.
+    """
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    config = quick(network) if preset == "quick" else configuration.load(spec(network, preset))
+    for field, value in overrides.get(network.configuration(preset), ()):
+        configuration.set_field(config, field, value)
+    return config
+
+
+def read_overrides(arguments: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """``--cifar10.train.epochs=10``: by configuration, fields and their values as text.
+
+    Raises:
+      UsageError: an argument of another form, or an unknown configuration.
+
+    >>> read_overrides(["--cifar10.train.epochs=10"])
+    {'cifar10': [('train.epochs', '10')]}
+    """
+    known = sorted(path.stem for path in configuration.packaged().glob("*.py") if path.stem != "__init__")
+    overrides: dict[str, list[tuple[str, str]]] = {}
+    for argument in arguments:
+        name, dot, rest = argument.removeprefix("--").partition(".")
+        field, equals, value = rest.partition("=")
+        if not (argument.startswith("--") and dot and equals):
+            raise configuration.UsageError(
+                f"unknown argument {argument!r}; fields of a configuration are set as --cifar10.field=value"
+            )
+        if name not in known:
+            raise configuration.UsageError(str(unknown("configuration", name, known)))
+        overrides.setdefault(name, []).append((field, value))
+    return overrides
+
+
+def spec(network: Network, preset: str) -> str:
+    """The argument of ``--config`` that says the same."""
+    method, *presets = network.method.split(",")
+    options = [method, PRESETS[preset].get(network.config, ""), *presets]
+    return f"{network.config}:{','.join(option for option in options if option)}".rstrip(":")
+
+
+def quick(network: Network) -> ConfigDict:
+    """A few steps of the method on a tiny network and the digits, to see that every path works."""
+    method, *presets = network.method.split(",")
+    data = "segmentation_cifar" if method == "segmentation" else "digits"
+    config = configuration.load(f"{data}:{method},smoke").unlock()
+    config.data.name = "digits"
+    if "early_stopping" in presets:
+        configuration.early_stopping(config)
+    config.data.validation = 32
+    config.train.batch_size = 32
+    config.train.steps = QUICK_STEPS
+    config.validation.steps = QUICK_STEPS
+    config.evaluation.examples = 12
+    config.evaluation.batch_size = 12
+    for field in ("steps", "search_steps"):
+        if field in config.method:
+            config.method[field] = min(config.method[field], QUICK_STEPS)
+    return config.lock()

@@ -1,0 +1,82 @@
+"""What an experiment leaves: ``<name>.json``, tables beside the paper's numbers, and the figure."""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from lagrangian_jax.evaluation.result import plain
+from lagrangian_jax.report import figures
+from lagrangian_jax.report.formats import ABSENT, Table
+from lagrangian_jax.reproduce.experiment import Experiment, Outcome
+from lagrangian_jax.reproduce.workbench import Workbench, origin
+from lagrangian_jax.workdir import write_whole
+
+SCHEMA = 1
+
+
+def write(folder: pathlib.Path, name: str, experiment: Experiment, outcome: Outcome, bench: Workbench) -> Table:
+    """Writes ``name.json``, ``.md``, ``.tex`` and ``.csv``, for a figure ``.svg`` and ``.png``; returns the table."""
+    found = to_json(name, experiment, outcome, bench)
+    write_whole(folder / f"{name}.json", json.dumps(found, indent=2) + "\n")
+    shown = table(found)
+    picture = f"![{experiment.title}]({name}.svg)\n\n" if outcome.figure else ""
+    write_whole(folder / f"{name}.md", f"# {experiment.title}\n\n{picture}{shown.markdown()}")
+    write_whole(folder / f"{name}.tex", shown.latex())
+    write_whole(folder / f"{name}.csv", shown.csv())
+    if outcome.figure:
+        figures.save(folder, name, *outcome.figure)
+        (folder / f"{name}.png").write_bytes(figures.render(*outcome.figure, figures.PAPER, form="png", dpi=200))
+    return shown
+
+
+def to_json(name: str, experiment: Experiment, outcome: Outcome, bench: Workbench) -> dict[str, Any]:
+    """All of an outcome, with what it was made by, from and in how many seconds."""
+    rows = []
+    for key in dict.fromkeys([*outcome.rows, *outcome.paper]):
+        here, printed = outcome.rows.get(key, {}), dict(outcome.paper.get(key, {}))
+        difference = {column: here[column] - printed[column] for column in printed if column in here}
+        label = outcome.labels.get(key, key)
+        rows.append({"row": key, "label": label, "here": here, "paper": printed, "difference": difference})
+    return plain(
+        {
+            "schema": SCHEMA,
+            "name": name,
+            "title": experiment.title,
+            "preset": bench.preset,
+            **origin(),
+            "seconds": outcome.seconds,
+            "heading": outcome.heading,
+            "columns": outcome.columns,
+            "rows": rows,
+            "networks": outcome.networks,
+            "details": outcome.details,
+            "remarks": [
+                *outcome.remarks,
+                *dict.fromkeys(entry["data"]["remark"] for entry in outcome.networks.values()),
+            ],
+            "left_out": bench.left_out,
+        }
+    )
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    """The rows of a result's JSON: measured here, the paper's, and the difference, where the paper has a number."""
+    columns = [
+        key for key in found["columns"] if any(key in row["here"] or key in row["paper"] for row in found["rows"])
+    ]
+    lines = []
+    for row in found["rows"]:
+        lines.append([row["label"], "here", *(_cell(row["here"].get(key)) for key in columns)])
+        if row["paper"]:
+            lines.append(["", "paper", *(_cell(row["paper"].get(key)) for key in columns)])
+            lines.append(["", "difference", *(_cell(row["difference"].get(key), "+") for key in columns)])
+    about = f"Preset {found['preset']!r}; {found['device']['count']} x {found['device']['kind']}."
+    notes = [about, *found["remarks"], *(f"Left out: {reason}" for reason in found["left_out"])]
+    return Table([found["heading"], "", *(found["columns"][key] for key in columns)], lines, left=2, notes=notes)
+
+
+def _cell(value: Any, sign: str = "") -> str:
+    finite = isinstance(value, int | float) and math.isfinite(value)
+    return f"{value:{sign}.2f}" if finite else ABSENT

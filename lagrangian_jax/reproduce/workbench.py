@@ -1,0 +1,299 @@
+"""Where the tables and figures are made: a folder of trained networks, and what was measured on them."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lagrangian_jax import attacks, data, distances, evaluate, parallel
+from lagrangian_jax import config as configuration
+from lagrangian_jax.attacks import Attack
+from lagrangian_jax.evaluation import Result, Row, files, runner, suites
+from lagrangian_jax.evaluation.result import plain
+from lagrangian_jax.interop import load as load_weights
+from lagrangian_jax.main import train_and_keep
+from lagrangian_jax.models.forward import apply
+from lagrangian_jax.reproduce import networks
+from lagrangian_jax.reproduce.networks import QUICK_STEPS, Network
+from lagrangian_jax.train import build_network
+from lagrangian_jax.workdir import open_workdir, write_whole
+
+GRID_IMAGES = 1000  # training images to choose step sizes on, where the configuration holds none out for validation
+# What "quick" shortens of an attack.
+_SHORT = {"steps": QUICK_STEPS, "rounds": 1, "restarts": 1, "targets": 2, "queries": 4, "max_pixels": 2}
+
+
+class Trained(NamedTuple):
+    """A trained network: its configuration, work directory, data set and variables; the summary of its training."""
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    dataset: data.Dataset
+    variables: Any
+    summary: dict[str, Any] | None
+
+
+@dataclasses.dataclass
+class Workbench:
+    """A folder with the networks of a preset, trained as they are asked for, and with what was measured on them.
+
+    Attributes:
+      folder: holds ``networks/<name>/``, work directories like any other.
+      preset: a key of `networks.PRESETS`.
+      overrides: by configuration, fields and values as text.
+      used: by name, work directories elsewhere in place of those in ``networks/``.
+      methods: only networks of these methods; all, if empty.
+      left_out: what could not be done, and why.
+    """
+
+    folder: pathlib.Path
+    preset: str = "paper"
+    overrides: Mapping[str, Sequence[tuple[str, str]]] = dataclasses.field(default_factory=dict)
+    used: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    methods: Sequence[str] = ()
+    left_out: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._trained: dict[str, Trained] = {}
+        self._images: dict[str, data.Split] = {}
+        self._datasets: dict[str, data.Dataset] = {}
+
+    # ---- Networks ----------------------------------------------------------------------------
+
+    def config(self, network: Network) -> ConfigDict:
+        """The configuration of a network, locked."""
+        return networks.load(network, self.preset, self.overrides)
+
+    def workdir(self, network: Network) -> pathlib.Path:
+        return self.used.get(network.name, self.folder / "networks" / network.name)
+
+    def is_trained(self, network: Network) -> bool:
+        return (self.workdir(network) / "weights.safetensors").is_file()
+
+    def trained(self, network: Network) -> Trained:
+        """A network, trained now unless its work directory holds it; goes on where a training stopped.
+
+        Raises:
+          ValueError: the work directory is another configuration's, or the data is missing.
+        """
+        name = network.name
+        if name not in self._trained:
+            config, workdir = self.config(network), self.workdir(network)
+            dataset = self._dataset(config)
+            with open_workdir(workdir, _evaluated_as_there(config, workdir)):
+                if self.is_trained(network):
+                    module = build_network(config, len(dataset.classes))
+                    size = config.data.image_size
+                    variables = load_weights(workdir / "weights.safetensors", module, (size, size, 3))
+                    kept = workdir / "training.json"
+                    summary = json.loads(kept.read_text()) if kept.is_file() else None
+                else:
+                    print(f"training {name} in {workdir}", flush=True)
+                    variables, summary = train_and_keep(config, workdir, dataset)
+            self._trained[name] = Trained(config, workdir, dataset, variables, summary)
+        return self._trained[name]
+
+    def each(self, wanted: Sequence[Network]) -> Iterator[tuple[Network, Trained]]:
+        """The networks in turn; one that cannot be trained or has no data is left out, which `left_out` says.
+
+        Raises:
+          ValueError: not one could be had; says why.
+        """
+        failures: list[str] = []
+        for network in wanted:
+            try:
+                found = self.trained(network)
+            except data.DataError as error:
+                failures.append(f"{network.configuration(self.preset)}: {error}")
+            except (configuration.NotFinite, FileNotFoundError, ValueError) as error:
+                failures.append(f"{network.name}: {error}")
+            else:
+                yield network, found
+        failures = list(dict.fromkeys(failures))  # of a missing data set once
+        if len(failures) and not any(network.name in self._trained for network in wanted):
+            raise ValueError("; ".join(failures))
+        self.left_out += [failure for failure in failures if failure not in self.left_out]
+
+    def _dataset(self, config: ConfigDict) -> data.Dataset:
+        identity = json.dumps(configuration.plain(config.data))
+        if identity not in self._datasets:
+            self._datasets[identity] = data.load(config.data)
+        return self._datasets[identity]
+
+    def chosen(self, work: Sequence[Any]) -> list[Any]:
+        """The pieces of work on networks of the wanted methods, and what helps them."""
+        return [each for each in work if not self.methods or each.helps or each.network.method in self.methods]
+
+    # ---- Images ------------------------------------------------------------------------------
+
+    def test_images(self, found: Trained) -> data.Split:
+        """Those that the configuration evaluates on."""
+        return self._kept_images("test", found, lambda: evaluate.test_images(found.config, found.dataset))
+
+    def grid_images(self, found: Trained) -> data.Split:
+        """Images to choose an attack's parameters on: held out, or else of the training set; never of the test set."""
+
+        def read():
+            source = found.dataset.validation
+            if not len(source.labels):
+                count = min(GRID_IMAGES, len(found.dataset.train.labels))
+                source = found.dataset.train.take(data.hold_out(found.dataset.train.labels, count)[1])
+            resident = data.resident(source, image_size=found.config.data.image_size, workers=found.config.data.workers)
+            return resident.take(slice(0, found.config.evaluation.examples or None))
+
+        return self._kept_images("grid", found, read)
+
+    def _kept_images(self, kind: str, found: Trained, read: Callable[[], data.Split]) -> data.Split:
+        identity = json.dumps([kind, configuration.plain(found.config.data), found.config.evaluation.examples])
+        if identity not in self._images:
+            self._images[identity] = read()
+        return self._images[identity]
+
+    # ---- Measurements ------------------------------------------------------------------------
+
+    def attack(self, found: Trained, rows: str | Sequence[Row], grid: bool = False) -> Result:
+        """Runs a suite or rows on the test images; what the work directory holds of it is not done again.
+
+        With ``grid`` on the images to choose parameters on, apart from the test images' results.
+        """
+        images = self.grid_images(found) if grid else self.test_images(found)
+        folder = found.workdir / "grid" if grid else found.workdir
+        with open_workdir(found.workdir, _evaluated_as_there(found.config, found.workdir)):
+            return evaluate.attack(found.config, folder, found.dataset, found.variables, images, self.suite(rows))
+
+    def suite(self, rows: str | Sequence[Row]) -> str | tuple[Row, ...]:
+        """What runs: a suite by name stays one, so that a row without its distance's weights is left out, not fatal."""
+        if self.preset != "quick":
+            return rows if isinstance(rows, str) else tuple(rows)
+        return tuple(shortened(row) for row in suites.rows(rows))
+
+    def attack_of(self, row: Row) -> Attack:
+        """The attack of a row, for an analysis."""
+        (row,) = suites.rows(self.suite((row,)))
+        parameters = dict(row.parameters)
+        if isinstance(parameters.get("distance"), str):
+            parameters["distance"] = distances.create(parameters["distance"])
+        return attacks.create(row.attack, **parameters)
+
+    def analyse(
+        self,
+        found: Trained,
+        name: str,
+        about: Mapping[str, Any],
+        function: Callable[..., Mapping[str, Any]],
+        *others: Any,
+    ) -> dict[str, np.ndarray]:
+        """Numbers an example that no suite gives, kept in ``analysis/<name>.npz``.
+
+        Args:
+          found: the network.
+          name: of the file; seeds the random numbers, with the configuration's seed and the example's index.
+          about: what the numbers depend on besides the network and the images, as JSON.
+          function: ``(keys, logits_fn, images, labels, *others) -> {name: (B, ...)}``; runs on one device.
+          *others: trees of arrays, for instance another network's variables.
+
+        Returns:
+          ``index``, ``label`` and the function's arrays, over all test images; ``seconds``.
+
+        Raises:
+          ValueError: the file is of other parameters, images or weights; says which.
+        """
+        images, seed = self.test_images(found), found.config.seed
+        path = found.workdir / "analysis" / f"{name}.npz"
+        fingerprint = plain(
+            {
+                "seed": seed,
+                "data": files.digest(images.images, images.labels, images.indices),
+                "network": files.digest(*jax.tree.leaves(found.variables)),
+                **about,
+            }
+        )
+        if path.is_file():
+            arrays, kept = files.read(path.read_bytes())
+            differ = files.differences(kept["fingerprint"], fingerprint)
+            if differ:
+                raise ValueError(f"{path} is of something else: {'; '.join(differ)}. Delete it to have it made again")
+            return arrays
+        module = build_network(found.config, len(found.dataset.classes))
+
+        @jax.jit
+        def run(variables, keys, images, labels, *others):
+            return function(keys, functools.partial(apply, module, variables), images, labels, *others)
+
+        keys = example_keys(seed, name, images.indices)
+        started, parts = time.perf_counter(), []
+        count = len(images.labels)
+        batch = min(found.config.evaluation.batch_size, count)
+        for start in range(0, count, batch):
+            rows = np.minimum(np.arange(start, start + batch), count - 1)  # the last batch is padded, and cut below
+            pixels = images.images[rows].astype(np.float32) / np.float32(255)
+            parts.append(
+                jax.tree.map(np.asarray, run(found.variables, keys[rows], pixels, images.labels[rows], *others))
+            )
+            print(f"\r{name}: {min(start + batch, count)}/{count}", end="", flush=True)
+        print()
+        arrays = {key: np.concatenate([part[key] for part in parts])[:count] for key in parts[0]}
+        arrays |= {"index": images.indices, "label": images.labels}
+        arrays["seconds"] = np.array(time.perf_counter() - started)
+        path.parent.mkdir(exist_ok=True)
+        files.write(path, arrays, {"fingerprint": fingerprint})
+        return arrays
+
+    def report(self, found: Trained, result: Result) -> None:
+        """Writes a network's own ``results.json`` and report, as its training's door does."""
+        from lagrangian_jax import report
+
+        results = evaluate.to_json(result, found.config, found.dataset, found.summary)
+        write_whole(found.workdir / "results.json", json.dumps(results, indent=2) + "\n")
+        report.write(found.workdir)
+
+
+def example_keys(seed: int, name: str, index: np.ndarray) -> jax.Array:
+    """A key an example, from the name of what is done and the example's index, as the evaluation has them."""
+    key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(name.encode())))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(index, jnp.uint32))
+
+
+def shortened(row: Row) -> Row:
+    """A row with as little work as runs all of its code, and LPIPS with the weights that come with the package."""
+    parameters = dict(row.parameters)
+    callables = {"distance": distances.create("l2")} if "distance" in parameters else {}
+    valid = attacks.create(row.attack, **{**parameters, **callables}).parameters
+    for name, most in _SHORT.items():
+        if name in valid:
+            parameters[name] = min(valid[name] or most, most)
+    if parameters.get("distance") == "lpips_alexnet":
+        parameters["distance"] = "lpips_alexnet_cifar"
+    return dataclasses.replace(row, parameters=parameters)
+
+
+def origin() -> dict[str, Any]:
+    """The software and the machine, as results name them."""
+    return {"versions": runner.versions(), "device": runner.device(parallel.mesh())}
+
+
+def _evaluated_as_there(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    """The configuration with the evaluation that the work directory's has, which is free: training depends on the rest.
+
+    Which checkpoint is selected is not free.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        return config
+    try:
+        there = json.loads(path.read_text()).get("evaluation", {})
+    except ValueError:
+        return config  # damaged; `open_workdir` says so
+    config = config.copy_and_resolve_references().unlock()
+    for field in ("suite", "examples", "batch_size"):
+        config.evaluation[field] = there.get(field, config.evaluation[field])
+    return config
