@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -24,6 +24,7 @@ from lagrangian_jax.data.stream import epoch_order
 from lagrangian_jax.methods.regularisation import Regularisation
 from lagrangian_jax.models.forward import apply, bind
 from lagrangian_jax.monitor import Monitor
+from lagrangian_jax.names import unknown
 from lagrangian_jax.signals import Interrupted, Signals
 from lagrangian_jax.state import TrainState, initial_state
 from lagrangian_jax.step import resident_steps, streaming_step, training_step
@@ -248,12 +249,31 @@ def build_regularisation(config: ConfigDict) -> Regularisation:
 
 
 def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """PyTorch's SGD: decay on every parameter, then momentum, then the learning rate."""
+    """PyTorch's SGD: decay on every parameter, then momentum, then the learning rate.
+
+    ``optimizer.relative_rates``, where a configuration has it, multiplies the rates of submodules by name.
+    """
     optimizer = config.optimizer
-    return optax.chain(
+    steps = [
         optax.add_decayed_weights(optimizer.weight_decay),
         optax.sgd(schedule, optimizer.momentum, optimizer.nesterov),
-    )
+    ]
+    rates = optimizer.get("relative_rates", {})
+    if rates:
+        steps.append(optax.stateless(lambda updates, params: scale_submodules(updates, rates)))
+    return optax.chain(*steps)
+
+
+def scale_submodules(updates: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, Any]:
+    """Updates of a network's parameters, those of each named submodule times its rate.
+
+    >>> scale_submodules({"stem": 2.0, "head": {"kernel": 2.0}}, {"head": 0.1})
+    {'stem': 2.0, 'head': {'kernel': 0.2}}
+    """
+    for name in rates:
+        if name not in updates:
+            raise unknown("submodule in optimizer.relative_rates:", name, updates)
+    return {name: optax.tree.scale(rates.get(name, 1.0), tree) for name, tree in updates.items()}
 
 
 def build_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:

@@ -110,6 +110,7 @@ def _autoattack(norm: str, bound: float, label: str) -> tuple[Row, ...]:
 
 
 SUITES: dict[str, tuple[Row, ...]] = {
+    "clean": (_CLEAN,),
     "quick": (
         _CLEAN,
         Row("lagrangian", column="lagrangian", label="Lagrangian"),

@@ -14,6 +14,7 @@ from lagrangian_jax.methods.mma import mma
 from lagrangian_jax.methods.msd import msd
 from lagrangian_jax.methods.pat import pat
 from lagrangian_jax.methods.pgd import pgd_l2, pgd_linf
+from lagrangian_jax.methods.segmentation import segmentation
 from lagrangian_jax.methods.standard import standard
 from lagrangian_jax.methods.threshold import threshold_l2, threshold_linf
 from lagrangian_jax.methods.trades import mart, trades
@@ -38,6 +39,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "carlini_wagner": carlini_wagner,
 }
 
+# What networks of the analyses are trained with: no method against attacks, and not among the names.
+AUXILIARY: dict[str, Callable[..., Method]] = {"segmentation": segmentation}
+
 # Their attacks carry no state, so they cannot update the running averages on the way.
 WITHOUT_STATE = ("ddn", "pat", "jpeg", "carlini_wagner")
 
@@ -55,9 +59,7 @@ def parameters(name: str) -> dict[str, Any]:
     >>> parameters("lagrangian")["multiplier"]
     2.0
     """
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    return {p.name: p.default for p in inspect.signature(METHODS[name]).parameters.values()}
+    return {p.name: p.default for p in inspect.signature(_find(name)).parameters.values()}
 
 
 def create(name: str, **values: Any) -> Method:
@@ -76,4 +78,10 @@ def create(name: str, **values: Any) -> Method:
             raise unknown(f"parameter of method {name!r}:", field, valid)
         if field in ("statistics", "search_statistics") and value not in modes:
             raise ValueError(f"method.{field}: expected {' or '.join(modes)} with {name!r}; got {value!r}")
-    return METHODS[name](**values)
+    return _find(name)(**values)
+
+
+def _find(name: str) -> Callable[..., Method]:
+    if name not in METHODS and name not in AUXILIARY:
+        raise unknown("method", name, METHODS)
+    return METHODS.get(name) or AUXILIARY[name]

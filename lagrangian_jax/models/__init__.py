@@ -10,6 +10,7 @@ import flax.linen as nn
 from lagrangian_jax.models.alexnet import IMAGENET_MEAN, IMAGENET_STD, AlexNet
 from lagrangian_jax.models.preact_resnet import PreActResNet
 from lagrangian_jax.models.resnet import Bottleneck, ResNet
+from lagrangian_jax.models.segmentation import SegmentationNetwork
 from lagrangian_jax.models.wide_resnet import WideResNet
 from lagrangian_jax.names import unknown
 
@@ -55,6 +56,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "dm_wide_resnet70_16": _deepmind(_wide(70, 16)),
     "alexnet_cifar": AlexNet,
     "alexnet": functools.partial(AlexNet, stem="imagenet", num_classes=1000),
+    "segmentation": SegmentationNetwork,
 }
 # Attributes that a name stands for, or that Flax and the training step set.
 _FIXED = ("stages", "block", "shortcut", "layout", "parent", "name")
@@ -94,6 +96,7 @@ def create(name: str, **given: Any) -> nn.Module:
     dm_preact_resnet18, dm_wide_resnet28_10...  DeepMind's, RobustBench's `DMPreActResNet` and `DMWideResNet`: swish,
                                                 normalised as CIFAR-10
     alexnet, alexnet_cifar                      torchvision's, and perceptual-advex's for CIFAR
+    segmentation                                Lehman's, which learns the foreground of CIFAR's images from labels
     ==========================================  ========================================================================
 
     Args:

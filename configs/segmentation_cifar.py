@@ -1,0 +1,49 @@
+"""CIFAR-10's segmentation network, from image labels alone: the foreground of the foreground-to-background ratio.
+
+    python -m lagrangian_jax.main --config=configs/segmentation_cifar.py --workdir=runs/segmentation
+    python -m lagrangian_jax.main --config=configs/segmentation_cifar.py:slim --workdir=runs/segmentation-slim
+
+The network and its training are those of charlieLehman/yapwrap in April 2019, which the paper's description of its
+segmentation fits best: 90 epochs of SGD with Nesterov's momentum, 0.1 (the attention head 0.001) down to zero by a
+cosine, images normalised. Different from there: reflected padding, and the last epoch rather than the best on test
+images.
+
+Presets, after the colon:
+  slim   width 16 and 4 epochs, for a CPU
+  smoke  a few steps on a tiny network
+"""
+
+from ml_collections import ConfigDict
+
+from lagrangian_jax.config import base, choose, set_method, smoke
+
+
+def slim(config: ConfigDict) -> None:
+    """For a CPU: a quarter of the width, a few epochs."""
+    config.network.width = 16
+    config.train.epochs = 4
+    config.train.checkpoint_steps = 50
+
+
+def smoke_without_clean_epochs(config: ConfigDict) -> None:
+    """`smoke`; the first epoch, too, trains the segmentation."""
+    smoke(config, batch_size=32, steps=2, examples=32)
+    config.train.clean_epochs = 0
+    config.evaluation.suite = "clean"
+
+
+def get_config(options: str = "") -> ConfigDict:
+    config = base("cifar10:standard")
+    set_method(config, "segmentation")
+    config.network = ConfigDict({"name": "segmentation", "width": 64, "normalisation": "cifar10"})
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.schedule = "cosine"
+    config.optimizer.relative_rates = ConfigDict({"attn0": 0.01})
+    config.train.epochs = 90
+    config.train.clean_epochs = 0
+    config.train.batch_size = 128
+    config.evaluation.suite = "clean"
+    config.evaluation.batch_size = 500
+    presets = {"slim": slim, "smoke": smoke_without_clean_epochs}
+    return choose(config, options, {"segmentation": {}}, presets)
