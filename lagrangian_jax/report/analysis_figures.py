@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -107,7 +108,8 @@ def foreground(
             factor = magnification(d)
             shown = around_grey(d, factor)
             show(row, f"{name}\nperturbation ×{factor:g}", np.repeat(shown, 3, -1) if grey else shown)
-            for axis, ratio in zip(axes[row], np.asarray(foreground_to_background(d, probabilities)), strict=True):
+            ratios = foreground_to_background(jnp.asarray(d), jnp.asarray(probabilities))
+            for axis, ratio in zip(axes[row], np.asarray(ratios), strict=True):
                 axis.set_xlabel("not defined" if math.isnan(ratio) else f"{ratio:.2f}", labelpad=2, color=theme.ink)
         if perturbations:
             figure.supxlabel("foreground to background, below each perturbation", color=theme.muted, fontsize=9)

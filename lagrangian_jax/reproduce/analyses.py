@@ -19,7 +19,7 @@ from lagrangian_jax.analysis import (
 from lagrangian_jax.evaluation import Row, files, suites
 from lagrangian_jax.models.forward import apply
 from lagrangian_jax.models.segmentation import foreground_probability
-from lagrangian_jax.report import figures
+from lagrangian_jax.report import analysis_figures
 from lagrangian_jax.reproduce import paper
 from lagrangian_jax.reproduce.experiment import SHOWN, Outcome, Work, paired
 from lagrangian_jax.reproduce.networks import QUICK_STEPS, Network
@@ -165,7 +165,7 @@ def pictures(bench: Workbench, work: Sequence[Work]) -> Outcome:
             ratios_shown = foreground_to_background(adversarial - pixels, foreground)
             for index, ratio in zip(images.indices, ratios_shown, strict=True):
                 outcome.rows.setdefault(str(index), {})[penalty] = float(ratio)
-        outcome.figure = figures.foreground(
+        outcome.figure = analysis_figures.foreground(
             np.asarray(pixels), np.asarray(foreground), {columns[key]: value for key, value in perturbations.items()}
         )
     outcome.remarks.append(
@@ -210,5 +210,5 @@ def norm_against_confidence(bench: Workbench, work: Sequence[Work]) -> Outcome:
             }
             panels[row.label] = (confidence, norm)
             outcome.took(network, f"norm_{row.name}", kept)
-    outcome.figure = figures.norm_against_confidence(panels)
+    outcome.figure = analysis_figures.norm_against_confidence(panels)
     return outcome

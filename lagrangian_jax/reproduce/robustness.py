@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from lagrangian_jax.evaluation import Result, Row, suites
-from lagrangian_jax.report import figures, tables
+from lagrangian_jax.report import analysis_figures, tables
 from lagrangian_jax.reproduce import paper
 from lagrangian_jax.reproduce.experiment import Outcome, Work, labels, paired
 from lagrangian_jax.reproduce.workbench import Workbench
@@ -183,17 +181,9 @@ def curves_against(norm: str) -> Callable[[Workbench, Sequence[Work]], Outcome]:
             outcome.take(network, found, result)
             values = [100 * attack.accuracy for attack in result.attacks]
             outcome.rows[network.method] = dict(zip(columns, values, strict=True))
-        axis = "linf bound (1/255)" if norm == "linf" else "l2 bound"
-        panel = figures.Panel(
-            "curves",
-            f"Accuracy (%) under PGD in {norm}",
-            [
-                figures.Curve(paper.METHODS[method], np.array(bounds), np.array(list(values.values())), markers=True)
-                for method, values in outcome.rows.items()
-            ],
-            axis,
-        )
-        outcome.figure = panel, panel.size
+        curves = {paper.METHODS[method]: (bounds, list(values.values())) for method, values in outcome.rows.items()}
+        unit = "linf norm, 1/255" if norm == "linf" else "l2 norm"
+        outcome.figure = analysis_figures.accuracy_against_bound(curves, unit)
         outcome.remarks.append("The paper prints the curves without their numbers. Columns are bounds.")
         return outcome
 
