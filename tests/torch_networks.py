@@ -219,6 +219,7 @@ PUBLISHED = {
     "resnet18": lambda: ResNet([2, 2, 2, 2]),
     "resnet34": lambda: ResNet([3, 4, 6, 3]),
     "resnet50": lambda: ResNet([3, 4, 6, 3], bottleneck=True),
+    "resnet8": lambda: ResNet([1] * 3, 16, option_a=True),
     "resnet20": lambda: ResNet([3] * 3, 16, option_a=True),
     "resnet32": lambda: ResNet([5] * 3, 16, option_a=True),
     "resnet44": lambda: ResNet([7] * 3, 16, option_a=True),

@@ -40,6 +40,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": functools.partial(ResNet, stages=(2, 2, 2, 2)),
     "resnet34": functools.partial(ResNet, stages=(3, 4, 6, 3)),
     "resnet50": functools.partial(ResNet, stages=(3, 4, 6, 3), block=Bottleneck),
+    "resnet8": _option_a(1),
     "resnet20": _option_a(3),
     "resnet32": _option_a(5),
     "resnet44": _option_a(7),
@@ -90,7 +91,7 @@ def create(name: str, **given: Any) -> nn.Module:
     ==========================================  ========================================================================
     resnet18, resnet34, resnet50                3x3 stem, as in most adversarial-training code; with ``stem="imagenet"``
                                                 torchvision's
-    resnet20, resnet32, resnet44, resnet56      three stages from width 16, shortcuts of option A
+    resnet8, 20, 32, 44, 56                     three stages from width 16, shortcuts of option A
     preact_resnet18                             RobustBench's `PreActResNet`; its variants are attributes
     wide_resnet28_10, 34_10, 34_20, 70_16       TRADES' and RobustBench's `WideResNet`
     dm_preact_resnet18, dm_wide_resnet28_10...  DeepMind's, RobustBench's `DMPreActResNet` and `DMWideResNet`: swish,
