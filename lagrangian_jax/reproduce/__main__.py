@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     try:
         configuration.prepare_jax(configuration.default())
         names, bench = prepare(arguments, rest)
-    except ValueError as error:
+    except (configuration.UsageError, ValueError) as error:
         return configuration.fail(str(error), code=2)
     if arguments.dry_run:
         return configuration.guarded(show_plan, names, bench, arguments.rate)

@@ -81,7 +81,7 @@ def multipliers(bench: Workbench, work: Sequence[Work]) -> Outcome:
 
 SEGMENTATION = Network("segmentation_cifar", "segmentation")
 ATTENTION = Network("imagenet100", "standard")
-STAGES = (3, 2)  # of the attention maps: the last one, and the one before it
+STAGES = {"": -1, "_before": -2}  # of the attention maps: the last one, and the one before it
 # The same form with either penalty, with the parameters of training.
 PENALTIES = {
     "cifar10": {
@@ -109,13 +109,13 @@ def _foreground_fn(bench: Workbench, config: str) -> tuple[dict[str, Callable[..
             _, stages = module.apply(variables, images, train=False, features=True)
             return attention_map(stages[stage], images.shape[1:3])
 
-        functions = {f"_stage{stage}" * (stage != STAGES[0]): functools.partial(attention, stage) for stage in STAGES}
+        functions = {name: functools.partial(attention, stage) for name, stage in STAGES.items()}
     return functions, found.variables, files.digest(*jax.tree.leaves(found.variables))
 
 
 def ratios(bench: Workbench, work: Sequence[Work]) -> Outcome:
     columns = {"l2": "l2 penalty", "lpips": "LPIPS penalty"}
-    columns |= {f"{key}_stage2": f"{heading}, stage 2" for key, heading in columns.items()}
+    columns |= {f"{key}_before": f"{heading}, stage before" for key, heading in columns.items()}
     outcome = Outcome(columns, paper.F2B, {"cifar10": "CIFAR-10", "imagenet100": "ImageNet-100"}, heading="Data")
     outcome.remarks.append(
         "The mean over images of the mean perturbation of the foreground over that of the background; images where it "

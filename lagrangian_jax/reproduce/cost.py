@@ -5,6 +5,7 @@ the weights a pass and twice as much again: 13 passes an image for training with
 """
 
 import functools
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -57,7 +58,12 @@ def of_training(config: ConfigDict) -> Passes:
     values = {name: value for name, value in config.method.items() if name != "weights"}
     if values.get("distance") in distances.names():
         values["distance"] = "l2"  # counts the classifier's passes alone, and needs no weights
-    method = build_method(ConfigDict({"method": values}))
+    return _of_method(json.dumps(values, sort_keys=True))
+
+
+@functools.cache
+def _of_method(given: str) -> Passes:
+    method = build_method(ConfigDict({"method": json.loads(given)}))
     images, labels = jnp.zeros((_BATCH, _SIZE, _SIZE, 3)), jnp.zeros(_BATCH, jnp.int32)
     params = jax.eval_shape(lambda: _Probe().init(jax.random.key(0), images))["params"]
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
@@ -94,10 +100,17 @@ def of_row(row: Row) -> Passes:
     >>> of_row(Row("pgd_l2", parameters={"steps": 40}))
     Passes(forward=41.0, by_image=40.0, by_weights=0.0, exact=True)
     """
-    parameters: dict[str, Any] = dict(row.parameters)
+    # Neither how far an attack may go nor in what steps changes the count.
+    kept = {name: value for name, value in row.parameters.items() if name not in ("bound", "step_size", "multiplier")}
+    return _of_attack(row.attack, json.dumps(kept, sort_keys=True))
+
+
+@functools.cache
+def _of_attack(name: str, given: str) -> Passes:
+    parameters = json.loads(given)
     if "distance" in parameters:
         parameters["distance"] = distances.create("l2")
-    attack = attacks.create(row.attack, **parameters)
+    attack = attacks.create(name, **parameters)
     images, labels = jnp.zeros((_BATCH, _SIZE, _SIZE, 3)), jnp.zeros(_BATCH, jnp.int32)
     keys = jax.random.split(jax.random.key(0), _BATCH)
     weights = jnp.zeros((images[0].size, _CLASSES))

@@ -97,6 +97,8 @@ def quick(network: Network) -> ConfigDict:
     data = "segmentation_cifar" if method == "segmentation" else "digits"
     config = configuration.load(f"{data}:{method},smoke").unlock()
     config.data.name = "digits"
+    if data == "digits":
+        configuration.set_field(config, "network.name", "resnet8")  # compiles in half the time
     if "early_stopping" in presets:
         configuration.early_stopping(config)
     config.data.validation = 32

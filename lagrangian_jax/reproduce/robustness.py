@@ -67,7 +67,7 @@ def step_sizes(bench: Workbench, work: Sequence[Work]) -> Outcome:
         chosen = []
         for attack in ("pgd_linf", "mpgd"):
             for size in ("small", "large"):
-                tried = [searched[f"{attack}_{size}_{i}"] for i in range(len(GRID))]
+                tried = [found for found in searched.attacks if found.name.startswith(f"{attack}_{size}_")]
                 best = min(tried, key=lambda result: result.correct)
                 parameters = {name: best.parameters[name] for name in ("bound", "steps", "step_size")}
                 chosen.append(Row(f"{attack}_{size}_searched", attack, parameters))
@@ -172,7 +172,7 @@ def norms(bench: Workbench, work: Sequence[Work]) -> Outcome:
 
 def curves_against(norm: str) -> Callable[[Workbench, Sequence[Work]], Outcome]:
     def make(bench: Workbench, work: Sequence[Work]) -> Outcome:
-        rows = [row for row in work[0].rows if isinstance(row, Row)]
+        rows = suites.rows(bench.chosen(work)[0].rows)
         bounds = [row.parameters.get("bound", 0.0) * (255 if norm == "linf" else 1) for row in rows]
         columns = {f"{bound:g}": f"{bound:g}" for bound in bounds}
         outcome = Outcome(columns, {}, paper.METHODS)

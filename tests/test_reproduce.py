@@ -1,0 +1,252 @@
+"""The paper's tables and figures: its numbers agree with each other, plans say what they cost, results what differs."""
+
+import functools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lagrangian_jax import main as training_door
+from lagrangian_jax import models
+from lagrangian_jax.evaluation import Row, suites
+from lagrangian_jax.models.resnet import ResNet
+from lagrangian_jax.reproduce import __main__ as door
+from lagrangian_jax.reproduce import cost, networks, output, paper
+from lagrangian_jax.reproduce.experiments import EXPERIMENTS
+from lagrangian_jax.reproduce.networks import Network
+from lagrangian_jax.reproduce.workbench import Workbench
+
+TABLES = {"table1": paper.TABLE1, "table2": paper.TABLE2}
+
+
+# ---- The paper's numbers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_printed_means_are_those_of_the_columns(name):
+    complete = 0
+    unseen, union = suites.MEANS[0 if name == "table1" else 1]
+    for row in TABLES[name].values():
+        for key, columns in (("unseen_mean", unseen), ("union_mean", union)):
+            if key in row and all(column in row for column in columns):
+                # Four of the columns are known to one decimal.
+                assert math.fsum(row[c] for c in columns) / len(columns) == pytest.approx(row[key], abs=0.035)
+                complete += 1
+    assert complete == (1 if name == "table1" else 0)
+
+
+def test_tables_agree_with_each_other():
+    for method, row in paper.TABLE5.items():
+        assert (row["l2_1"], row["linf_8"]) == (paper.TABLE1[method]["l2"], paper.TABLE1[method]["linf"])
+    for key, row in paper.TABLE6.items():
+        config, method = key.split(":")
+        table = {"cifar10": paper.TABLE1, "imagenet100": paper.TABLE2}[config]
+        assert (row["linf"], row["l2"]) == (table[method]["linf"], table[method]["l2"])
+        assert row["autoattack_linf"] < row["linf"]
+        assert row["autoattack_l2"] < row["l2"]
+    for key, row in paper.TABLE4.items():
+        config, method = key.split(":")
+        table = {"cifar10": paper.TABLE1, "imagenet100": paper.TABLE2}[config]
+        # The paper prints 50.5 where Table 2 has 50.35.
+        assert row["pgd_small"] == pytest.approx(
+            table[method]["linf"], abs=0.15 if key == "imagenet100:pgd_linf" else 0
+        )
+        assert row["mpgd_small"] < row["pgd_small"]
+        assert row["mpgd_large"] < row["pgd_large"]
+
+
+def test_every_number_has_a_row_and_a_column_here():
+    columns = {
+        "table1": {row.column for row in suites.get("cifar10_table1")},
+        "table2": {row.column for row in suites.get("imagenet100_table2")},
+    }
+    for name, table in TABLES.items():
+        methods = {work.network.method for work in EXPERIMENTS[name].work}
+        assert set(table) <= methods <= set(paper.METHODS)
+        assert {column for row in table.values() for column in row} <= columns[name] | {"unseen_mean", "union_mean"}
+
+
+# ---- Costs and plans ----------------------------------------------------------------------------
+
+
+def test_passes_of_training():
+    def units(method):
+        return cost.of_training(networks.load(Network("cifar10", method), "paper", {})).units
+
+    assert units("standard") == 3
+    assert units("lagrangian") == 5 * 2 + 3  # the README's 13
+    assert units("pgd_l2") == 10 * 2 + 3
+    # 10 steps, the clean prediction they start from, a clean and an adversarial pass, and one for its statistics alone.
+    assert units("trades") == 10 * 2 + 1 + 2 * 3 + 1
+
+
+def test_passes_of_attacks():
+    assert cost.of_row(Row("none")).units == 1
+    assert cost.of_row(Row("pgd_linf", parameters={"steps": 7})) == (8, 7, 0, True)
+    lpa = cost.of_row(Row("lpa", parameters={"bound": 0.5, "steps": 7, "distance": "lpips_alexnet_cifar"}))
+    assert lpa == (1 + 5 * 7, 5 * 7, 0, False)
+    full, fewer = (cost.of_row(Row("autoattack", parameters={"queries": q})) for q in (5000, 4000))
+    assert full.forward - fewer.forward == 1000
+    assert not full.exact
+
+
+def test_dry_run_says_what_and_how_much(tmp_path, capsys):
+    arguments = ["table6", f"--workdir={tmp_path / 'out'}", "--dry-run", "--methods=lagrangian", "--rate=1000"]
+    assert door.main([*arguments, "--cifar10.train.epochs=5"]) == 0
+    text = capsys.readouterr().out
+    command = "python -m lagrangian_jax.main --config=cifar10:lagrangian --config.train.epochs=5 "
+    assert f"{command}--workdir={tmp_path / 'out' / 'networks' / 'cifar10-lagrangian'}\n" in text
+    assert "cifar10-pat" not in text
+    passes = 100_000 * 13 + 150_000 * 3  # 2 adversarial epochs of 50,000, 3 clean ones
+    assert f"{passes:.3g} passes\n    {passes / 1000:,.0f} s at 1000 passes a second" in text
+    assert "10,000 test images" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_without_a_rate_invents_no_seconds(tmp_path, capsys):
+    assert door.main(["all", f"--workdir={tmp_path}", "--dry-run", "--preset=quick"]) == 0
+    text = capsys.readouterr().out
+    assert not re.search(r"\d s\b|second", text)
+    for experiment in EXPERIMENTS.values():
+        assert all(work.network.name in text for work in experiment.work)
+
+
+@pytest.mark.parametrize("preset", networks.PRESETS)
+def test_every_network_has_a_configuration(preset):
+    for network in {work.network for experiment in EXPERIMENTS.values() for work in experiment.work}:
+        config = networks.load(network, preset, {})
+        assert config.method.name == network.method.split(",")[0]
+        assert (config.evaluation.checkpoint == "best") >= ("early_stopping" in network.method)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["table9"], "table or figure 'table9'"),
+        (["table1", "--preset=slimmer"], "did you mean 'slim'"),
+        (["table1", "--cifar.train.epochs=1"], "did you mean 'cifar10'"),
+        (["table1", "--epochs=1"], "--cifar10.field=value"),
+        (["table1", "--use=runs/cifar10"], "NAME=WORKDIR"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments, expected, tmp_path, capsys):
+    assert door.main([*arguments, f"--workdir={tmp_path}"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert expected in message
+
+
+# ---- Results ------------------------------------------------------------------------------------
+
+
+def test_table_shows_the_difference():
+    found = {
+        "preset": "paper",
+        "device": {"count": 1, "kind": "cpu"},
+        "heading": "Method",
+        "columns": {"clean": "Clean", "l2": "l2", "linf": "linf"},
+        "rows": [
+            {
+                "label": "Ours",
+                "here": {"clean": 80.0, "linf": 50.0},
+                "paper": {"clean": 80.43},
+                "difference": {"clean": 80.0 - 80.43},
+            },
+            {"label": "Other", "here": {"clean": 90.0}, "paper": {}, "difference": {}},
+        ],
+        "remarks": ["A remark."],
+        "left_out": ["imagenet100: no data"],
+    }
+    table = output.table(found)
+    assert table.header == ["Method", "", "Clean", "linf"]  # a column without a number has no place
+    assert table.rows == [
+        ["Ours", "here", "80.00", "50.00"],
+        ["", "paper", "80.43", "–"],
+        ["", "difference", "-0.43", "–"],
+        ["Other", "here", "90.00", "–"],
+    ]
+    assert table.notes[1:] == ["A remark.", "Left out: imagenet100: no data"]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Table 5 of one method on a network that compiles fast: (arguments, folder)."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    models.MODELS["tiny"] = functools.partial(ResNet, stages=(1,), width=4)
+    arguments = ["table5", "--preset=quick", "--methods=lagrangian", "--digits.network.name=tiny"]
+    arguments += [f"--workdir={folder}"]
+    assert door.main(arguments) == 0
+    yield arguments, folder
+    del models.MODELS["tiny"]
+
+
+def test_result_says_what_it_is_of(quick):
+    _, folder = quick
+    found = json.loads((folder / "table5.json").read_text())
+    assert {"versions", "device", "seconds", "preset", "remarks"} <= set(found)
+    network = found["networks"]["cifar10-lagrangian"]
+    assert network["data"]["examples"] == 12
+    assert "digits" in network["data"]["remark"]
+    assert network["training"]["steps"] == 4
+    assert network["seed"] == 0
+    assert len(network["attacks"]) == 6
+    (row,) = (row for row in found["rows"] if row["row"] == "lagrangian")
+    assert row["paper"] == paper.TABLE5["lagrangian"]
+    for key, value in row["here"].items():
+        assert row["difference"][key] == value - row["paper"][key]
+        assert round(value * 12 / 100, 6) % 1 == 0  # per cent of 12 images
+    for suffix in ("md", "tex", "csv"):
+        assert "62.39" in (folder / f"table5.{suffix}").read_text()
+
+
+def test_what_is_done_is_not_done_again(quick, monkeypatch, capsys):
+    arguments, folder = quick
+    before = (folder / "table5.json").read_text()
+    monkeypatch.setattr(training_door, "train_and_keep", None)
+    assert door.main(arguments) == 0
+    assert (folder / "table5.json").read_text() == before
+    assert door.main([*arguments, "--dry-run"]) == 0
+    assert f"trained, in {folder / 'networks' / 'cifar10-lagrangian'}" in capsys.readouterr().out
+
+
+def test_network_elsewhere_is_used_and_another_configuration_is_not(quick, tmp_path, capsys):
+    arguments, folder = quick
+    elsewhere = folder / "networks" / "cifar10-lagrangian"
+    bench = Workbench(tmp_path, "quick", {"digits": [("network.name", "tiny")]}, {"cifar10-lagrangian": elsewhere})
+    assert bench.trained(Network("cifar10", "lagrangian")).summary["steps"] == 4
+    assert not (tmp_path / "networks").exists()
+    assert door.main([*arguments, "--digits.optimizer.learning_rate=0.5"]) == 1
+    message = capsys.readouterr().err
+    assert "belongs to another configuration: optimizer.learning_rate: 0.1 there, 0.5 here" in message
+    assert message.count("\n") == 1
+
+
+def test_missing_data_is_one_line(tmp_path, capsys):
+    arguments = ["table2", f"--workdir={tmp_path / 'out'}", f"--imagenet100.data.dir={tmp_path}"]
+    assert door.main(arguments) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert message.count("imagenet2012: not found") == 1  # once, not once a network
+    assert not (tmp_path / "out" / "table2.json").exists()
+
+
+@pytest.mark.slow
+def test_all_quick(tmp_path):
+    """Every table and figure, through the door, in a process of its own."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "lagrangian_jax.reproduce", "all", "--preset=quick", f"--workdir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert time.monotonic() - started < 30 * 60
+    for name in EXPERIMENTS:
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        assert not found["left_out"]
+        assert any(row["here"] for row in found["rows"])
+        if name.startswith("figure"):
+            assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+            assert b"</svg>" in (tmp_path / f"{name}.svg").read_bytes()
