@@ -1,13 +1,15 @@
 """Writes the README's tables from the committed results: ``python results/readme.py`` (``--check`` only compares).
 
 Each folder of ``results/`` is a group of comparable runs: ``<group>/<run>/results.json``, with a ``README.md`` that
-says what was run.
+says what was run; ``<group>/<name>.json`` are results of ``python -m lagrangian_jax.reproduce``.
 """
 
+import json
 import pathlib
 import sys
 
 from lagrangian_jax import report
+from lagrangian_jax.reproduce import output
 
 ROOT = pathlib.Path(__file__).resolve().parent
 START, END = "<!-- results -->", "<!-- /results -->"
@@ -17,7 +19,11 @@ def tables() -> str:
     parts = []
     for group in sorted(path for path in ROOT.iterdir() if (path / "README.md").exists()):
         runs = sorted(path.parent for path in group.glob("*/results.json"))
-        parts += [(group / "README.md").read_text().strip(), report.compare(runs).markdown().strip()]
+        parts.append((group / "README.md").read_text().strip())
+        parts += [report.compare(runs).markdown().strip()] if runs else []
+        for path in sorted(group.glob("*.json")):
+            found = json.loads(path.read_text())
+            parts.append(f"**{found['title']}**\n\n{output.table(found).markdown().strip()}")
     return "\n\n".join(parts)
 
 

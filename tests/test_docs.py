@@ -153,6 +153,12 @@ def check_module(module, arguments, monkeypatch, capsys, tmp_path):
         methods.create(
             begun[0].method.name, **{k: v for k, v in begun[0].method.items() if k not in ("name", "weights")}
         )
+    elif module == "lagrangian_jax.reproduce":
+        monkeypatch.setattr(configuration, "prepare_jax", lambda config: None)
+        monkeypatch.setattr(configuration, "guarded", lambda function, *rest: 0)
+        assert importlib.import_module("lagrangian_jax.reproduce.__main__").main(arguments) == 0, (
+            capsys.readouterr().err
+        )
     elif module == "lagrangian_jax.report":
         given = []
         monkeypatch.chdir(tmp_path)

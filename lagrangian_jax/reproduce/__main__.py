@@ -47,6 +47,7 @@ def prepare(arguments: argparse.Namespace, rest: Sequence[str]) -> tuple[list[st
     from lagrangian_jax.reproduce.experiments import EXPERIMENTS
 
     names = list(EXPERIMENTS) if arguments.name == "all" else [arguments.name]
+    methods = tuple(arguments.methods.split())
     if names[0] not in EXPERIMENTS:
         raise unknown("table or figure", arguments.name, (*EXPERIMENTS, "all"))
     if arguments.preset not in networks.PRESETS:
@@ -56,7 +57,10 @@ def prepare(arguments: argparse.Namespace, rest: Sequence[str]) -> tuple[list[st
             raise ValueError(f"--use: expected NAME=WORKDIR, as cifar10-lagrangian=runs/cifar10; got {given!r}")
     used = {name: pathlib.Path(path) for name, _, path in (given.partition("=") for given in arguments.use)}
     overrides = networks.read_overrides(rest)
-    methods = tuple(arguments.methods.split())
+    known = sorted({work.network.method for experiment in EXPERIMENTS.values() for work in experiment.work})
+    for method in methods:
+        if method not in known:
+            raise unknown("method", method, known)
     return names, workbench.Workbench(arguments.workdir, arguments.preset, overrides, used, methods)
 
 
@@ -76,6 +80,8 @@ def make(names: Sequence[str], bench: Any) -> None:
     missing: list[str] = []
     for name in names:
         bench.left_out.clear()
+        if not bench.chosen(EXPERIMENTS[name].work):
+            continue  # nothing of it is asked for
         try:
             outcome = EXPERIMENTS[name].make(bench, EXPERIMENTS[name].work)
         except (ValueError, FileNotFoundError, configuration.NotFinite) as error:
