@@ -63,15 +63,17 @@ def weights(workdir):
 
 
 def assert_same_results(workdir, expected):
-    """Up to float rounding, since sums over devices are taken in another order. From the second step on ReLUs make more
-    of it: large parts of the digits are of one colour, and a rounding switches all of one at once."""
+    """Up to float rounding, since sums over devices are taken in another order. ReLUs make more of it, step by step:
+    large parts of the digits are of one colour, and a rounding switches all of one at once. A run whose first weights
+    were shaken by half a unit in the last place is 2e-5 of its gradient's norm away at the third step, 2e-3 at the
+    fourth; two processes are 2e-6 and 2e-5 away from one."""
     ours, theirs = metrics(workdir), metrics(expected)
     assert [(line["kind"], line["step"]) for line in ours] == [(line["kind"], line["step"]) for line in theirs]
     for line, other in zip(ours, theirs, strict=True):
         if line["kind"] == "train":
-            first = line["step"] == 1
-            np.testing.assert_allclose(line["loss"], other["loss"], rtol=1e-5 if first else 1e-3)
-            np.testing.assert_allclose(line["gradient_l2"], other["gradient_l2"], rtol=5e-5 if first else 5e-2)
+            early = line["step"] <= 2
+            np.testing.assert_allclose(line["loss"], other["loss"], rtol=1e-6 if early else 1e-4)
+            np.testing.assert_allclose(line["gradient_l2"], other["gradient_l2"], rtol=5e-6 if early else 2e-2)
     for name, value in weights(expected).items():
         np.testing.assert_allclose(weights(workdir)[name], value, rtol=1e-2, atol=5e-3, err_msg=name)
     for path in (expected / "evaluation").iterdir():
