@@ -15,8 +15,9 @@ def correlator(kernels: Array, height: int, width: int) -> Callable[[Array], Arr
     """
     size = kernels.shape[-1]
     half = size // 2
-    # Wrapped around, a kernel centred on the image reaches at most `half` pixels of padding. Even sizes are fastest.
-    rows, columns = (2 * scipy.fft.next_fast_len(-(-(n + half) // 2), real=True) for n in (height, width))
+    # Wrapped around, a kernel centred on the image reaches at most `half` pixels of padding; a small image's has to fit
+    # in all the same. Even sizes are fastest.
+    rows, columns = (2 * scipy.fft.next_fast_len(-(-max(n + half, size) // 2), real=True) for n in (height, width))
     padded = jnp.pad(kernels, ((0, 0), (0, 0), (0, rows - size), (0, columns - size)))
     spectrum = jnp.conj(jnp.fft.rfft2(jnp.roll(padded, (-half, -half), (2, 3))))
 
