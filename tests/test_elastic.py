@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 from jax import lax
 
+import lagrangian_jax as lj
 from lagrangian_jax.attacks import elastic
 from lagrangian_jax.attacks.sampling import bilinear_sample
 
@@ -57,6 +59,35 @@ def test_elastic_moves_pixels_along_the_flow():
     np.testing.assert_allclose(moved[:, :, :-1], images[:, :, 1:], atol=1e-5)
     moved = elastic.displace(images, jnp.zeros((1, 8, 8, 2)).at[..., 1].set(-8 / 7), align_corners=True)
     np.testing.assert_allclose(moved[:, 1:], images[:, :-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_elastic_flows_to_its_bound_along_the_slopes_of_a_linear_network(key, random_start):
+    """On a ramp every flow follows the sign of the smoothed slopes; only pixels away from the border count."""
+    size, bound = 12, 0.5
+    weights = np.zeros((2, size, size, 3), np.float32)
+    weights[1, 3:-3, 3:-3] = np.random.default_rng(0).normal(size=(size - 6, size - 6, 3))
+    ramp = np.array([[0.02, 0.01, -0.01], [0.01, -0.02, 0.02]], np.float32)  # of the channels, right and down
+    at = np.arange(size, dtype=np.float32) - size / 2
+    images = (0.5 + at[None, :, None] * ramp[0] + at[:, None, None] * ramp[1])[None]
+    options = dict(bound=bound, steps=6, kernel_size=3, sigma=0.8, align_corners=True, random_start=random_start)
+    attack = lj.attacks.create("elastic", **options)
+    adversarial = attack(key, lambda x: jnp.einsum("bhwc,khwc->bk", x, weights), images, np.array([0]))
+    taps = np.exp(-(np.arange(-1, 2) ** 2) / (2 * 0.8**2))
+    taps /= taps.sum()
+
+    def smoothed(field):
+        for axis in (0, 1):
+            field = scipy.ndimage.correlate1d(field, taps, axis=axis, mode="mirror")
+        return field
+
+    wanted = smoothed(np.einsum("hwc,xc->hwx", weights[1], ramp))
+    moved = smoothed(bound * np.sign(wanted)) * (size - 1) / size  # a pixel of flow is 2 / H, of the aligned grid more
+    expected = images[0] + np.einsum("hwx,xc->hwc", moved, ramp)
+    counted = np.s_[3:-3, 3:-3]  # here all flows in reach have a slope to follow
+    np.testing.assert_allclose(adversarial[0][counted], expected[counted], atol=1e-5)
+    if not random_start:
+        np.testing.assert_allclose(adversarial[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("prefix", "kernel_size", "sigma"), [("cifar", 5, 3 / 7), ("imagenetkernel", 25, 3.0)])

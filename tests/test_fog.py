@@ -32,6 +32,21 @@ def test_the_limits_of_an_example_count_as_constants_and_those_of_the_batch_do_n
     np.testing.assert_allclose(jnp.sum(all_alike), 0, atol=1e-4)  # a map raised as a whole is scaled back
 
 
+def test_fog_sets_every_variable_as_a_linear_network_wants_it(linear_network, key):
+    """The map is linear in the variables, so that each goes to the end of its range that raises the loss."""
+    logits_fn, weights, _ = linear_network((8, 8, 3), 2)
+    images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+    attack = lj.attacks.create("fog", steps=2, random_start=False)
+    adversarial = attack(key, logits_fn, images, np.array([0, 1], np.int32))
+    crop = np.s_[:, 4:12, 4:12]  # of the fractal of side 16
+    basis = np.asarray(plasma(jnp.eye(255), 16) - plasma(jnp.zeros((1, 255)), 16))[crop]
+    brightest = 255 * images.max((1, 2), keepdims=True) + 256
+    slope = (weights[:, 1] - weights[:, 0]).reshape(8, 8, 3) * np.array([1, -1])[:, None, None, None]
+    variables = np.einsum("vhw,bhwc->bv", basis, slope / brightest) > 0
+    haze = fog.normalise(plasma(jnp.asarray(variables, jnp.float32), 16), False)[crop]
+    np.testing.assert_allclose(adversarial, (255 * images + 256 * haze[..., None]) / brightest, atol=1e-5)
+
+
 def test_fog_maps_and_images_as_recorded(golden):
     recorded = np.load(golden / "components" / "fog.npz")
     maps = plasma(fog_variables(recorded), 64)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import scipy.signal
 
+import lagrangian_jax as lj
 from lagrangian_jax.attacks import gabor
 from lagrangian_jax.attacks.filtering import correlator
 from lagrangian_jax.attacks.sign_ascent import clamp
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(9, 12, 5), (16, 16, 23)])
+@pytest.mark.parametrize(("height", "width", "size"), [(9, 12, 5), (16, 16, 23), (4, 8, 23)])
 def test_correlation_equals_the_direct_sum(height, width, size):
     rng = np.random.default_rng(0)
     planes, kernels = rng.normal(size=(2, 3, height, width)), rng.normal(size=(2, 3, size, size))
@@ -46,6 +47,25 @@ def test_gabor_random_kernels_stay_in_their_ranges():
     impulses = np.asarray(jax.jit(gabor.random_impulses, static_argnums=(1, 2))(keys, 16, 16))
     assert np.mean(impulses != 0) == pytest.approx(1 / 14, abs=0.005)
     assert np.abs(impulses).max() <= 1
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_gabor_brightens_where_a_linear_network_wants_it(linear_network, key, monkeypatch, random_start):
+    """With a kernel that changes nothing: every free impulse follows the slope at its pixel, the others stay zero."""
+    logits_fn, weights, _ = linear_network((8, 8, 3), 2)
+    impulse = jnp.zeros((2, 23, 23)).at[:, 11, 11].set(1.0)
+    monkeypatch.setattr(gabor, "random_kernels", lambda keys: impulse)
+    taken = np.zeros((2, 8, 8), np.float32)
+    taken[0, 2, 3], taken[1, 7] = 0.4, -0.3
+    monkeypatch.setattr(gabor, "random_impulses", lambda *_: jnp.asarray(taken))
+    images = np.random.default_rng(0).uniform(0.3, 0.7, (2, 8, 8, 3)).astype(np.float32)
+    attack = lj.attacks.create("gabor", steps=3, bound=12.5, random_start=random_start)
+    adversarial = attack(key, logits_fn, images, np.array([0, 1], np.int32))
+    slope = (weights[:, 1] - weights[:, 0]).reshape(8, 8, 3).sum(-1)
+    impulses = np.sign(np.stack([slope, -slope])) * ~((taken != 0) & random_start)
+    noise = gabor.normalise_noise(jnp.asarray(impulses))
+    np.testing.assert_allclose(noise[impulses != 0], impulses[impulses != 0] > 0, atol=1e-6)
+    np.testing.assert_allclose(adversarial, images + 12.5 / 255 * noise[..., None], atol=1e-5)
 
 
 def test_gabor_kernels_and_noise_as_recorded(golden):

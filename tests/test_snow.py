@@ -10,6 +10,8 @@ from lagrangian_jax.attacks import snow
 from lagrangian_jax.attacks.filtering import correlator
 from lagrangian_jax.attacks.sign_ascent import clamp
 
+PLACES = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (3, 0)]
+
 
 def test_snow_fades_black_and_white():
     np.testing.assert_allclose(snow.fade(jnp.zeros((1, 1, 1, 3))), 0.125)
@@ -35,6 +37,29 @@ def test_snow_flakes_have_places_of_their_own():
     np.testing.assert_array_equal(planes.sum((2, 3)), 6)
     assert planes.sum(1).max() == 1
     assert planes[0, 2, 4, 2] == planes[0, 5, 2, 8] == 1
+
+
+def test_snow_flakes_follow_the_slope_of_a_linear_network(linear_network, key, monkeypatch):
+    """With kernels that change nothing, steps of 0.1 from exp(-2.5), and no projection after the last."""
+    logits_fn, weights, _ = linear_network((8, 8, 3), 2)
+    impulse = jnp.zeros((2, 7, 13, 13)).at[:, :, 6, 6].set(1.0)
+    monkeypatch.setattr(snow, "random_kernels", lambda keys: impulse)
+    images = np.random.default_rng(0).uniform(0.0, 0.5, (2, 8, 8, 3)).astype(np.float32)
+    attack = lj.attacks.create("snow", bound=0.5, steps=5, step_size=0.1, random_start=False)
+    adversarial = attack(key, logits_fn, images, np.array([0, 1], np.int32))
+    slope = (weights[:, 1] - weights[:, 0]).reshape(8, 8, 3).sum(-1) * np.array([1, -1])[:, None, None]
+    up = np.stack([slope[:, row::4, column::4] for row, column in PLACES], axis=1) > 0
+    flakes = np.full(up.shape, np.exp(-2.5))
+    for step in range(5):
+        flakes = flakes + np.where(up, 0.1, -0.1)
+        if step < 4:
+            flakes = np.clip(flakes, 1e-9, 1)
+            flakes *= np.minimum(1, 0.2 / flakes.mean((2, 3), keepdims=True))
+    expected = np.array(snow.fade(images))
+    for layer, (row, column) in enumerate(PLACES):
+        expected[:, row::4, column::4] += 0.5 * flakes[:, layer, ..., None] ** 4
+    assert expected.max() < 1
+    np.testing.assert_allclose(adversarial, expected, atol=1e-6)
 
 
 def test_snow_kernels_are_the_drawn_streaks():
