@@ -127,51 +127,13 @@ def test_the_attack_moves_mass_and_keeps_it(key):
     assert transport_cost(np.float64(images[0, ..., 0]) / 18, np.float64(adversarial[0, ..., 0]) / 18) <= 0.3 + 1e-5
 
 
-def test_a_larger_bound_is_stronger(key):
-    images = jnp.full((1, 6, 6, 1), 0.5)
-    margins = []
-    for bound in (0.0, 0.002, 0.005):
-        attack = lj.attacks.create("wasserstein", bound=bound, steps=10, step_size=0.05)
-        adversarial = attack(key, first_row_network, images, np.array([0]))
-        margins.append(float(lj.losses.margin(first_row_network(adversarial), jnp.array([0]))[0]))
-    assert margins[0] == pytest.approx(-0.4, abs=1e-5)
-    assert margins[0] < margins[1] < margins[2]
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e4])
-def test_constant_images_and_extreme_logits_stay_finite(key, scale):
-    images = jnp.stack([jnp.full((6, 6, 3), value) for value in (0.0, 1e-6, 0.5, 1.0)])
-    network = lambda images: scale * first_row_network(images)  # noqa: E731
-    attack = lj.attacks.create("wasserstein", steps=3)
-    adversarial = attack(key, network, images, np.array([0, 0, 0, 0]))
-    assert np.isfinite(adversarial).all()
-    np.testing.assert_array_equal(adversarial[0], images[0])  # black: no mass to move
-    assert adversarial.min() >= 0
-    assert adversarial.max() <= 1
-
-
 def test_dark_images_do_not_overflow(key):
-    """One bright pixel: in units of its mass, steps are large."""
-    images = jnp.zeros((1, 6, 6, 3)).at[0, 0, 2].set(0.02)
+    """One bright pixel: in units of its mass, steps are large. And a black image, without mass to move."""
+    images = jnp.zeros((2, 6, 6, 3)).at[0, 0, 2].set(0.02)
     network = lambda images: 1000 * first_row_network(images)  # noqa: E731
-    adversarial = lj.attacks.create("wasserstein", steps=3)(key, network, images, np.array([0]))
+    adversarial = lj.attacks.create("wasserstein", steps=3)(key, network, images, np.array([0, 0]))
     assert np.isfinite(adversarial).all()
-
-
-def test_alone_as_in_a_batch(key):
-    images = jax.random.uniform(key, (3, 6, 6, 3))
-    attack = lj.attacks.create("wasserstein", bound=0.02, steps=4, step_size=0.02)
-    labels = np.array([0, 1, 0])
-    together = attack(key, first_row_network, images, labels)
-    for i in range(3):
-        alone = attack(key, first_row_network, images[i : i + 1], labels[i : i + 1])
-        np.testing.assert_allclose(alone[0], together[i], atol=2e-5)
-
-
-def test_misclassified_examples_stay(key):
-    images = jax.random.uniform(key, (2, 6, 6, 3))
-    labels = 1 - np.asarray(jnp.argmax(first_row_network(images), -1))
-    np.testing.assert_array_equal(lj.attacks.create("wasserstein")(key, first_row_network, images, labels), images)
+    np.testing.assert_array_equal(adversarial[1], images[1])
 
 
 def test_an_even_window_is_refused(key):
