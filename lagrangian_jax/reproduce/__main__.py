@@ -43,6 +43,8 @@ def main(argv: list[str]) -> int:
 
 def prepare(arguments: argparse.Namespace, rest: Sequence[str]) -> tuple[list[str], Any]:
     """The experiments' names and the workbench; raises ValueError for what is not valid."""
+    import jax
+
     from lagrangian_jax.reproduce import networks, workbench
     from lagrangian_jax.reproduce.experiments import EXPERIMENTS
 
@@ -52,6 +54,8 @@ def prepare(arguments: argparse.Namespace, rest: Sequence[str]) -> tuple[list[st
         raise unknown("table or figure", arguments.name, (*EXPERIMENTS, "all"))
     if arguments.preset not in networks.PRESETS:
         raise unknown("preset", arguments.preset, networks.PRESETS)
+    if arguments.preset == "quick":
+        jax.config.update("jax_disable_most_optimizations", True)  # nearly all of its time is compilation
     for given in arguments.use:
         if "=" not in given:
             raise ValueError(f"--use: expected NAME=WORKDIR, as cifar10-lagrangian=runs/cifar10; got {given!r}")
