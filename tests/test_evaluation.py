@@ -15,6 +15,7 @@ import pytest
 import lagrangian_jax as lj
 from lagrangian_jax.evaluation import Row, files, programs, work
 from lagrangian_jax.evaluation import run as evaluate
+from lagrangian_jax.signals import Interrupted
 
 ROWS = [
     Row("none"),
@@ -395,6 +396,13 @@ def test_an_attack_goes_on_where_it_was_killed(examples, tmp_path, monkeypatch, 
     assert result[row.name].stages == whole[row.name].stages
     assert result[row.name].gradient_evaluations == whole[row.name].gradient_evaluations
     assert [path.name for path in folder.iterdir()] == [f"{row.name}.npz"]
+
+
+def test_asked_to_stop_in_the_last_chunk_it_stops_and_keeps_the_attack(examples, reference, tmp_path):
+    with pytest.raises(Interrupted, match="stopped at none, 23 of 23 images done"):
+        run(examples, workdir=tmp_path, batch_size=23, stop=lambda: True)
+    assert [path.name for path in (tmp_path / "evaluation").iterdir()] == ["none.npz"]
+    assert_same(run(examples, workdir=tmp_path, batch_size=23), reference, exact=False)
 
 
 def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):

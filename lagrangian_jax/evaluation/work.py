@@ -93,7 +93,7 @@ class Work:
         parts = (1, 4, 16) if self.attack.survivors else (1,)
         sizes = sorted({programs.rounded(-(-batch // part)) for part in parts})
         chunks = processes.rounds(self._state["done"], sizes[-1] * (CHUNK_BATCHES if self.attack.survivors else 1))
-        saved = time.perf_counter()
+        saved, stopped = time.perf_counter(), False
         for chunk in chunks:
             if progress is not None:
                 progress(self.row.name, int(self._state["done"].sum()), self.examples.count)
@@ -103,14 +103,19 @@ class Work:
                 self._save(self._unfinished)
                 saved = time.perf_counter()
                 if stopped:
-                    done = int(self._state["done"].sum())
-                    reached = f"stopped at {self.row.name}, {done} of {self.examples.count} images done"
-                    raise parallel.known(Interrupted(f"{reached}; the same command goes on from there"))
+                    raise self._interrupted()
         self._warn(sizes[-1])
         self._save(self._path)
         self._drop_unfinished()
         if progress is not None:
             progress(self.row.name, self.examples.count, self.examples.count)
+        if stopped:  # in the last chunk: not lost, though this attack is whole
+            raise self._interrupted()
+
+    def _interrupted(self) -> Exception:
+        done = int(self._state["done"].sum())
+        reached = f"stopped at {self.row.name}, {done} of {self.examples.count} images done"
+        return parallel.known(Interrupted(f"{reached}; the same command goes on from there"))
 
     def rows(self) -> dict[str, np.ndarray]:
         """A row an example, and the pictures: what a finished attack's file holds."""
