@@ -12,7 +12,6 @@ message says why; 2 wrong usage; 75 asked to stop and the state is saved: run th
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from lagrangian_jax import config as configuration
@@ -36,12 +35,11 @@ def main(argv: list[str]) -> int:
         names, bench = prepare(arguments, rest)
     except (configuration.UsageError, ValueError) as error:
         return configuration.fail(str(error), code=2)
-    if arguments.dry_run:
-        return configuration.guarded(show_plan, names, bench, arguments.rate)
-    return configuration.guarded(make, names, bench)
+    work = (show_plan, names, bench, arguments.rate) if arguments.dry_run else (make, names, bench)
+    return configuration.guarded(*work)
 
 
-def prepare(arguments: argparse.Namespace, rest: Sequence[str]) -> tuple[list[str], Any]:
+def prepare(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str], Any]:
     """The experiments' names and the workbench; raises ValueError for what is not valid."""
     import jax
 
@@ -62,20 +60,19 @@ def prepare(arguments: argparse.Namespace, rest: Sequence[str]) -> tuple[list[st
     used = {name: pathlib.Path(path) for name, _, path in (given.partition("=") for given in arguments.use)}
     overrides = networks.read_overrides(rest)
     known = sorted({work.network.method for experiment in EXPERIMENTS.values() for work in experiment.work})
-    for method in methods:
-        if method not in known:
-            raise unknown("method", method, known)
+    if strange := set(methods) - set(known):
+        raise unknown("method", min(strange), known)
     return names, workbench.Workbench(arguments.workdir, arguments.preset, overrides, used, methods)
 
 
-def show_plan(names: Sequence[str], bench: Any, rate: float | None) -> None:
+def show_plan(names: list[str], bench: Any, rate: float | None) -> None:
     from lagrangian_jax.reproduce import plan
     from lagrangian_jax.reproduce.experiments import EXPERIMENTS
 
     print("\n".join(plan.lines(bench, [EXPERIMENTS[name] for name in names], rate)))
 
 
-def make(names: Sequence[str], bench: Any) -> None:
+def make(names: list[str], bench: Any) -> None:
     """Makes one after the other; what cannot be made is told at the end, and is an error then."""
     from lagrangian_jax.reproduce import output
     from lagrangian_jax.reproduce.experiments import EXPERIMENTS

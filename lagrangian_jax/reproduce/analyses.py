@@ -16,6 +16,7 @@ from lagrangian_jax.analysis import (
     norms_and_confidence,
     rank_correlation,
 )
+from lagrangian_jax.config import NotFinite
 from lagrangian_jax.evaluation import Row, files, suites
 from lagrangian_jax.models.forward import apply
 from lagrangian_jax.models.segmentation import foreground_probability
@@ -95,22 +96,21 @@ PENALTIES = {
 }
 
 
-def _foreground_fn(bench: Workbench, config: str) -> tuple[dict[str, Callable[..., Any]], Any, str]:
-    """Foreground probabilities ``fn(variables, images)`` by name, the variables, and their digest."""
-    if config == "cifar10":
-        found = bench.trained(SEGMENTATION)
-        module = build_network(found.config, len(found.dataset.classes))
-        functions: dict[str, Callable[..., Any]] = {"": functools.partial(foreground_probability, module)}
-    else:
-        found = bench.trained(ATTENTION)
-        module = build_network(found.config, len(found.dataset.classes))
+def _foreground_fn(bench: Workbench, config: str, outcome: Outcome) -> tuple[dict[str, Callable[..., Any]], Any]:
+    """Foreground probabilities ``fn(variables, images)`` by name, and the variables."""
+    network = SEGMENTATION if config == "cifar10" else ATTENTION
+    found = bench.trained(network)
+    outcome.take(network, found)
+    module = build_network(found.config, len(found.dataset.classes))
 
-        def attention(stage, variables, images):
-            _, stages = module.apply(variables, images, train=False, features=True)
-            return attention_map(stages[stage], images.shape[1:3])
+    def attention(stage, variables, images):
+        _, stages = module.apply(variables, images, train=False, features=True)
+        return attention_map(stages[stage], images.shape[1:3])
 
+    functions: dict[str, Callable[..., Any]] = {"": functools.partial(foreground_probability, module)}
+    if network == ATTENTION:
         functions = {name: functools.partial(attention, stage) for name, stage in STAGES.items()}
-    return functions, found.variables, files.digest(*jax.tree.leaves(found.variables))
+    return functions, found.variables
 
 
 def ratios(bench: Workbench, work: Sequence[Work]) -> Outcome:
@@ -125,10 +125,15 @@ def ratios(bench: Workbench, work: Sequence[Work]) -> Outcome:
     attacked = [each for each in work if not each.helps]
     for network, found, (_, rows, *_) in paired(bench, attacked):
         outcome.take(network, found)
-        functions, variables, digest = _foreground_fn(bench, network.config)
+        try:
+            functions, variables = _foreground_fn(bench, network.config, outcome)
+            attacks = [bench.attack_of(row) for row in suites.rows(rows)]
+        except (ValueError, FileNotFoundError, NotFinite) as error:  # no foreground, or no weights of LPIPS
+            bench.left_out.append(f"{network.config}: {error}")
+            continue
+        digest = files.digest(*jax.tree.leaves(variables))
         values = outcome.rows[network.config] = {}
-        for penalty, row in zip(("l2", "lpips"), suites.rows(rows), strict=True):
-            attack = bench.attack_of(row)
+        for penalty, attack in zip(("l2", "lpips"), attacks, strict=True):
 
             def measure(keys, logits_fn, images, labels, variables, attack=attack, functions=functions):
                 perturbations = attack(keys, logits_fn, images, labels) - images
@@ -137,7 +142,7 @@ def ratios(bench: Workbench, work: Sequence[Work]) -> Outcome:
                     for name, foreground in functions.items()
                 }
 
-            about = {"attack": row.attack, "parameters": attack.parameters, "foreground": digest}
+            about = {"attack": attack.name, "parameters": attack.parameters, "foreground": digest}
             kept = bench.analyse(found, f"f2b_{penalty}", about, measure, variables)
             for name in functions:
                 values[f"{penalty}{name}"] = float(np.nanmean(kept[f"ratio{name}"]))
@@ -154,7 +159,7 @@ def pictures(bench: Workbench, work: Sequence[Work]) -> Outcome:
         outcome.take(network, found)
         images = bench.test_images(found).take(slice(0, SHOWN))
         pixels = jnp.asarray(images.images, jnp.float32) / 255
-        functions, variables, _ = _foreground_fn(bench, network.config)
+        functions, variables = _foreground_fn(bench, network.config, outcome)
         foreground = jax.jit(next(iter(functions.values())))(variables, pixels)
         logits_fn = functools.partial(apply, build_network(found.config, len(found.dataset.classes)), found.variables)
         keys = example_keys(found.config.seed, "pictures", images.indices)
