@@ -18,7 +18,7 @@ def _options(name):
     return ["", *known, *presets, *(f"{m},{p}" for m, p in itertools.product(known, presets))]
 
 
-NAMES = ("alexnet_cifar", "cifar10", "cifar10_three_classes", "digits", "flowers", "imagenet100")
+NAMES = ("alexnet_cifar", "cifar10", "cifar10_three_classes", "digits", "flowers", "imagenet100", "segmentation_cifar")
 CONFIGS = [(name, options) for name in NAMES for options in _options(name)]
 
 

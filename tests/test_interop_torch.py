@@ -15,6 +15,7 @@ from lagrangian_jax.interop.torch import read_state_dict
 from lagrangian_jax.models.alexnet import AlexNet
 from lagrangian_jax.models.preact_resnet import PreActResNet
 from lagrangian_jax.models.resnet import Bottleneck, ResNet
+from lagrangian_jax.models.segmentation import SegmentationNetwork
 from lagrangian_jax.models.wide_resnet import WideResNet
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (pip install '.[torch]')")
@@ -51,6 +52,7 @@ NETWORKS = {
     "dm_preact": (PreActResNet((1, 2), width=4, **DEEPMIND), lambda: theirs["dm_preact_resnet"]([1, 2], 4), 16),
     "wide": (WideResNet(16, 2), lambda: theirs["wide_resnet"](16, 2), 8),
     "dm_wide": (WideResNet(10, 2, **DEEPMIND), lambda: theirs["dm_wide_resnet"](10, 2), 16),
+    "segmentation": (SegmentationNetwork((1, 2), width=4), lambda: theirs["Segmentation"]([1, 2], 4), 16),
     "alexnet_cifar": (AlexNet(width=4), lambda: theirs["AlexNet"](False, 4), 32),
     "alexnet": (AlexNet(width=4, stem="imagenet", num_classes=12), lambda: theirs["AlexNet"](True, 4, 12), 96),
 }

@@ -214,6 +214,52 @@ class AlexNet(nn.Module):
         return self.classifier(x.flatten(1))
 
 
+class EntryResidual(Residual):
+    """ReLU in front of the first convolution, none after the sum."""
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(RELU(self.bn1(self.conv1(RELU(x))))))
+        return y + (self.get_submodule(self.name)(x) if self.stride > 1 or self.extra else x)
+
+
+class AttentionHead(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.conv1, self.bn1 = conv(features, features, 1), nn.BatchNorm2d(features)
+        self.conv2, self.bn2 = conv(features, 1, 1), nn.BatchNorm2d(1)
+        self.shortcut = nn.Sequential(conv(features, 1, 1), nn.BatchNorm2d(1))
+
+    def forward(self, x):
+        return self.bn2(self.conv2(RELU(self.bn1(self.conv1(RELU(x)))))) + self.shortcut(x)
+
+
+class Segmentation(nn.Module):
+    """Logits of images: of their pixels, weighed by the foreground in evaluation mode, by the head in training."""
+
+    def __init__(self, stages=(2, 2, 2, 2), width=64, classes=10):
+        super().__init__()
+        self.stages = len(stages)
+        self.conv1, self.bn1, self.attn0 = conv(3, width, 3), nn.BatchNorm2d(width), AttentionHead(width)
+        inputs = width
+        for stage, count in enumerate(stages):
+            blocks, features = [], width * 2**stage
+            for index in range(count):
+                stride = 2 if stage and not index else 1
+                blocks.append(EntryResidual(inputs, [(features, 3, stride), (features, 3, 1)], stride, "shortcut"))
+                inputs = features
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.classify = nn.Sequential(nn.BatchNorm2d(inputs + width), nn.ReLU(), conv(inputs + width, classes, 1))
+
+    def forward(self, x):
+        x = stem = self.bn1(self.conv1(x))
+        for stage in range(self.stages):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
+        x = F.interpolate(x, stem.shape[2:], mode="bilinear", align_corners=True)
+        pixels = self.classify(torch.cat([x, stem], 1))
+        weights = torch.sigmoid(self.attn0(stem) if self.training else pixels.logsumexp(1, keepdim=True))
+        return (pixels * weights).sum((2, 3)) / weights.sum((2, 3))
+
+
 # What `lagrangian_jax.models.create` gives, in PyTorch.
 PUBLISHED = {
     "resnet18": lambda: ResNet([2, 2, 2, 2]),
@@ -236,4 +282,5 @@ PUBLISHED = {
     "dm_wide_resnet70_16": lambda: dm_wide_resnet(70, 16),
     "alexnet_cifar": lambda: AlexNet(imagenet=False),
     "alexnet": lambda: AlexNet(imagenet=True, classes=1000),
+    "segmentation": lambda: Segmentation(),
 }

@@ -62,7 +62,7 @@ def effective_multiplier(
       steps: of each of the three searches.
 
     Returns:
-      `Multipliers`; 0 where the loss cannot grow.
+      `Multipliers`; neither is negative, and both are 0 where a larger budget gives nothing.
 
     Raises:
       ValueError: an unknown loss, or a half width that is not between 0 and the centre.
@@ -116,5 +116,5 @@ def effective_multiplier(
     gradient = jax.grad(lambda adversarial: jnp.sum(losses(adversarial)))(middle)
     freedom = jnp.sum(jnp.where(free, jnp.square(perturbation), 0.0), axis=(1, 2, 3))
     slope = jnp.sum(jnp.where(free, gradient * perturbation, 0.0), axis=(1, 2, 3))
-    envelope = jnp.where(freedom > 0, l2_norm(perturbation) * slope / jnp.where(freedom > 0, freedom, 1.0), 0.0)
+    envelope = l2_norm(perturbation) * jnp.maximum(slope, 0.0) / jnp.where(freedom > 0, freedom, 1.0)
     return Multipliers(difference, envelope)

@@ -28,7 +28,7 @@ _CANDIDATES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("preact_resnet18", {"final_norm": True}),
 )
 # Where the tensors tell a size: of the head, the number of classes; of the stem, the width; of the first block, too.
-_HEADS = ("fc.weight", "linear.weight", "logits.weight", "classifier.6.weight")
+_HEADS = ("fc.weight", "linear.weight", "logits.weight", "classifier.6.weight", "classify.2.weight")
 _STEMS = ("conv1.weight", "conv_2d.weight", "features.0.weight")
 _FIRST_BLOCKS = ("block1.layer.0.conv1.weight", "layer.0.block.0.conv_0.weight")
 
