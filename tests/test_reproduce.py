@@ -4,22 +4,24 @@ import functools
 import json
 import math
 import os
+import pathlib
 import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from lagrangian_jax import data, models
 from lagrangian_jax import main as training_door
-from lagrangian_jax import models
 from lagrangian_jax.evaluation import Row, suites
 from lagrangian_jax.models.resnet import ResNet
 from lagrangian_jax.reproduce import __main__ as door
 from lagrangian_jax.reproduce import cost, networks, output, paper
 from lagrangian_jax.reproduce.experiments import EXPERIMENTS
 from lagrangian_jax.reproduce.networks import Network
-from lagrangian_jax.reproduce.workbench import Workbench
+from lagrangian_jax.reproduce.workbench import Trained, Workbench
 
 TABLES = {"table1": paper.TABLE1, "table2": paper.TABLE2}
 
@@ -171,6 +173,64 @@ def test_table_shows_the_difference():
         ["Other", "here", "90.00", "–"],
     ]
     assert table.notes[1:] == ["A remark.", "Left out: imagenet100: no data"]
+
+
+def test_table_without_printed_numbers_has_no_column_for_them():
+    rows = [{"label": "Ours", "here": {"1": 50.0}, "paper": {}, "difference": {}}]
+    found = {"preset": "slim", "device": {"count": 1, "kind": "cpu"}, "heading": "Method", "columns": {"1": "1"}}
+    table = output.table({**found, "rows": rows, "remarks": [], "left_out": []})
+    assert (table.header, table.rows, table.left) == (["Method", "1"], [["Ours", "50.00"]], 1)
+
+
+def test_step_sizes_are_the_ones_that_hurt_most_on_images_that_are_not_tested():
+    """Table 4, with results made up: the third step size of PGD and the last of MPGD leave the fewest correct."""
+    asked = []
+
+    def attack(found, rows, grid=False):
+        asked.append((grid, rows))
+        correct = {row.name: 5 if row.name.endswith("_2" if row.attack == "pgd_linf" else "_8") else 7 for row in rows}
+        results = [
+            SimpleNamespace(name=r.name, parameters=r.parameters, correct=correct[r.name], accuracy=0.5) for r in rows
+        ]
+        return Found(results)
+
+    class Found(dict):
+        def __init__(self, results):
+            super().__init__({result.name: result for result in results})
+            self.attacks, self.data, self.failures = results, {"examples": 10}, ()
+
+        def to_json(self):
+            return {"data": self.data, "attacks": []}
+
+    bench = Workbench(pathlib.Path("nowhere"))
+    config = networks.load(Network("cifar10", "pgd_l2"), "paper", {})
+    dataset = data.load(networks.load(Network("cifar10", "pgd_l2"), "quick", {}).data)
+    found = Trained(config, pathlib.Path("nowhere"), dataset, None, None)
+    bench.attack = attack
+    bench.each = lambda wanted: [(wanted[0], found)]
+    outcome = EXPERIMENTS["table4"].make(bench, EXPERIMENTS["table4"].work[:2])
+    (grid, tried), (test, chosen) = asked
+    assert (grid, test) == (True, False)
+    assert len(tried) == 4 * 9
+    assert {row.name: row.parameters["step_size"] * 255 for row in chosen} == pytest.approx(
+        {"pgd_linf_small_searched": 8 / 20, "pgd_linf_large_searched": 16 / 20}
+        | {"mpgd_small_searched": 2 * 8, "mpgd_large_searched": 2 * 16}
+    )
+    assert set(outcome.rows["cifar10:pgd_l2"]) == set(paper.TABLE4["cifar10:pgd_l2"])
+
+
+@pytest.mark.parametrize("validation", [0, 32])
+def test_parameters_are_chosen_on_images_that_are_not_tested(validation, tmp_path):
+    config = networks.load(
+        Network("cifar10", "lagrangian"), "quick", {"digits": [("data.validation", str(validation))]}
+    )
+    dataset = data.load(config.data)
+    bench = Workbench(tmp_path, "quick")
+    found = Trained(config, tmp_path, dataset, None, None)
+    grid = bench.grid_images(found)
+    assert len(grid.labels) == config.evaluation.examples
+    assert not set(grid.indices) & set(bench.test_images(found).indices)
+    assert set(grid.indices) <= set((dataset.validation if validation else dataset.train).indices)
 
 
 @pytest.fixture(scope="module")

@@ -62,9 +62,9 @@ class Outcome:
         entry = self.networks.setdefault(
             network.name,
             {
-                "workdir": str(found.workdir),
                 "seed": found.config.seed,
-                "network": found.config.network.to_dict(),
+                "network": {name: value for name, value in found.config.network.items() if value is not None}
+                | {"precision": found.config.precision},
                 "training": found.summary,
                 "data": {"name": found.dataset.name, "remark": found.dataset.remark},
                 "attacks": [],

@@ -66,15 +66,16 @@ def table(found: Mapping[str, Any]) -> Table:
     columns = [
         key for key in found["columns"] if any(key in row["here"] or key in row["paper"] for row in found["rows"])
     ]
-    lines = []
+    lines, printed = [], any(row["paper"] for row in found["rows"])
     for row in found["rows"]:
-        lines.append([row["label"], "here", *(_cell(row["here"].get(key)) for key in columns)])
+        lines.append([row["label"], *["here"] * printed, *(_cell(row["here"].get(key)) for key in columns)])
         if row["paper"]:
             lines.append(["", "paper", *(_cell(row["paper"].get(key)) for key in columns)])
             lines.append(["", "difference", *(_cell(row["difference"].get(key), "+") for key in columns)])
     about = f"Preset {found['preset']!r}; {found['device']['count']} x {found['device']['kind']}."
     notes = [about, *found["remarks"], *(f"Left out: {reason}" for reason in found["left_out"])]
-    return Table([found["heading"], "", *(found["columns"][key] for key in columns)], lines, left=2, notes=notes)
+    header = [found["heading"], *[""] * printed, *(found["columns"][key] for key in columns)]
+    return Table(header, lines, left=1 + printed, notes=notes)
 
 
 def _cell(value: Any, sign: str = "") -> str:
