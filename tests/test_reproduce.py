@@ -160,6 +160,7 @@ def test_table_shows_the_difference():
                 "difference": {"clean": 80.0 - 80.43},
             },
             {"label": "Other", "here": {"clean": 90.0}, "paper": {}, "difference": {}},
+            {"label": "Not run", "here": {}, "paper": {"linf": 40.0}, "difference": {}},
         ],
         "remarks": ["A remark."],
         "left_out": ["imagenet100: no data"],
@@ -171,6 +172,7 @@ def test_table_shows_the_difference():
         ["", "paper", "80.43", "–"],
         ["", "difference", "-0.43", "–"],
         ["Other", "here", "90.00", "–"],
+        ["Not run", "paper", "–", "40.00"],
     ]
     assert table.notes[1:] == ["A remark.", "Left out: imagenet100: no data"]
 

@@ -44,22 +44,21 @@ MULTIPLIER_COST = tuple(  # PGD three times over stands for a multiplier in esti
 
 
 def multipliers(bench: Workbench, work: Sequence[Work]) -> Outcome:
+    variants = [(name, estimator) for name in MULTIPLIERS for estimator in ("difference", "envelope")]
     columns = {"mean": "Mean", "std": "Std"}
-    for name, (loss, bound) in MULTIPLIERS.items():
-        short = {"cross_entropy": "CE", "margin": "margin"}[loss]
-        for estimator in ("difference", "envelope"):
-            if (name, estimator) != ("cross_entropy_1", "difference"):
-                columns |= {f"{name}_{estimator}_{m}": f"{m}: {short}, {bound:g}, {estimator}" for m in ("mean", "std")}
+    for name, estimator in variants[1:]:
+        loss, bound = MULTIPLIERS[name]
+        columns[f"{name}_{estimator}"] = f"{'CE' if loss == 'cross_entropy' else loss}, {bound:g}, {estimator}"
     outcome = Outcome(columns, paper.TABLE3, paper.METHODS)
     outcome.remarks.append(
-        "Derivative of the adversarial loss by the l2 budget; mean and population standard deviation over all test "
-        "images, misclassified ones too. Mean and Std are of the cross-entropy at a budget of 1.0, by central "
-        "difference; the paper tells neither loss, budget nor estimator."
+        "Derivative of the adversarial loss by the l2 budget, over all test images, misclassified ones too. Mean and "
+        "Std (of the population) are of the cross-entropy at a budget of 1.0, by central difference; the paper tells "
+        "neither loss, budget nor estimator. The other columns are means by loss, budget and estimator."
     )
     steps = QUICK_STEPS if bench.preset == "quick" else MULTIPLIER_STEPS
     for network, found, _ in paired(bench, work):
         outcome.take(network, found)
-        values = outcome.rows[network.method] = {}
+        measured = {}
         for name, (loss, bound) in MULTIPLIERS.items():
             about = {"loss": loss, "center": bound, "half_width": 0.1, "steps": steps}
 
@@ -67,14 +66,13 @@ def multipliers(bench: Workbench, work: Sequence[Work]) -> Outcome:
                 return effective_multiplier(keys, logits_fn, images, labels, **about)._asdict()
 
             kept = bench.analyse(found, f"multiplier_{name}", about, measure)
-            for estimator in ("difference", "envelope"):
-                first = (name, estimator) == ("cross_entropy_1", "difference")
-                before = "" if first else f"{name}_{estimator}_"
-                values |= {
-                    f"{before}mean": float(np.mean(kept[estimator])),
-                    f"{before}std": float(np.std(kept[estimator])),
-                }
             outcome.took(network, f"multiplier_{name}", kept)
+            for estimator in ("difference", "envelope"):
+                values = kept[estimator]
+                measured[f"{name}_{estimator}"] = {"mean": float(np.mean(values)), "std": float(np.std(values))}
+        first, *others = measured
+        outcome.rows[network.method] = measured[first] | {name: measured[name]["mean"] for name in others}
+        outcome.details[network.method] = measured
     return outcome
 
 
@@ -145,7 +143,9 @@ def ratios(bench: Workbench, work: Sequence[Work]) -> Outcome:
             about = {"attack": attack.name, "parameters": attack.parameters, "foreground": digest}
             kept = bench.analyse(found, f"f2b_{penalty}", about, measure, variables)
             for name in functions:
-                values[f"{penalty}{name}"] = float(np.nanmean(kept[f"ratio{name}"]))
+                defined = kept[f"ratio{name}"][~np.isnan(kept[f"ratio{name}"])]
+                if len(defined):
+                    values[f"{penalty}{name}"] = float(np.mean(defined))
             outcome.details[f"{network.config}, {penalty}: images left out"] = int(np.isnan(kept["ratio"]).sum())
             outcome.took(network, f"f2b_{penalty}", kept)
     return outcome

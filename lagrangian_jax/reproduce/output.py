@@ -68,9 +68,13 @@ def table(found: Mapping[str, Any]) -> Table:
     ]
     lines, printed = [], any(row["paper"] for row in found["rows"])
     for row in found["rows"]:
-        lines.append([row["label"], *["here"] * printed, *(_cell(row["here"].get(key)) for key in columns)])
+        label = row["label"]
+        if row["here"]:
+            lines.append([label, *["here"] * printed, *(_cell(row["here"].get(key)) for key in columns)])
+            label = ""
         if row["paper"]:
-            lines.append(["", "paper", *(_cell(row["paper"].get(key)) for key in columns)])
+            lines.append([label, "paper", *(_cell(row["paper"].get(key)) for key in columns)])
+        if row["difference"]:
             lines.append(["", "difference", *(_cell(row["difference"].get(key), "+") for key in columns)])
     about = f"Preset {found['preset']!r}; {found['device']['count']} x {found['device']['kind']}."
     notes = [about, *found["remarks"], *(f"Left out: {reason}" for reason in found["left_out"])]
