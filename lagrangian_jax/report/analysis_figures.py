@@ -134,7 +134,8 @@ def accuracy_against_bound(
         axes = figure.add_subplot()
         looks = zip(theme.colours.values(), LINES, "os^Dv*", strict=True)
         for (name, (bounds, accuracies)), (colour, line, marker) in zip(curves.items(), looks, strict=False):
-            axes.plot(bounds, accuracies, color=colour, linestyle=line, marker=marker, markersize=4.5, label=name)
+            style = {"linestyle": line, "marker": marker, "markersize": 4.5, "clip_on": False, "zorder": 3}
+            axes.plot(bounds, accuracies, color=colour, label=name, **style)
         axes.set_xlabel(f"bound of the attack ({unit})")
         axes.set_ylabel("accuracy (%)")
         axes.set_xlim(left=0)
