@@ -1,5 +1,6 @@
 """The paper's tables and figures: its numbers agree with each other, plans say what they cost, results what differs."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -19,6 +20,7 @@ from lagrangian_jax.evaluation import Row, suites
 from lagrangian_jax.models.resnet import ResNet
 from lagrangian_jax.reproduce import __main__ as door
 from lagrangian_jax.reproduce import cost, networks, output, paper
+from lagrangian_jax.reproduce.experiment import Outcome
 from lagrangian_jax.reproduce.experiments import EXPERIMENTS
 from lagrangian_jax.reproduce.networks import Network
 from lagrangian_jax.reproduce.workbench import Trained, Workbench
@@ -295,6 +297,23 @@ def test_missing_data_is_one_line(tmp_path, capsys):
     assert message.count("\n") == 1
     assert message.count("imagenet2012: not found") == 1  # once, not once a network
     assert not (tmp_path / "out" / "table2.json").exists()
+
+
+def test_what_cannot_be_made_is_told_at_the_end_and_costs_nothing_else(tmp_path, monkeypatch, capsys):
+    def missing(bench, work):
+        raise data.DataError("imagenet2012: not found")
+
+    def partly(bench, work):
+        bench.left_out.append("imagenet100: imagenet2012: not found")
+        return Outcome({"l2_1": "l2 1"}, paper.TABLE5, paper.METHODS, rows={"pat": {"l2_1": 50.0}})
+
+    for name, make in (("table2", missing), ("table5", partly)):
+        monkeypatch.setitem(EXPERIMENTS, name, dataclasses.replace(EXPERIMENTS[name], make=make))
+    with pytest.raises(ValueError, match=r"left out:\n  table2: imagenet2012.*\n  table5: imagenet100: imagenet2012"):
+        door.make(["table2", "table5"], Workbench(tmp_path))
+    assert "+3.81" in capsys.readouterr().out  # PAT: 50 here, 46.19 there
+    assert not (tmp_path / "table2.json").exists()
+    assert json.loads((tmp_path / "table5.json").read_text())["left_out"] == ["imagenet100: imagenet2012: not found"]
 
 
 @pytest.mark.slow

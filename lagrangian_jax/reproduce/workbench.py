@@ -94,8 +94,7 @@ class Workbench:
                     module = build_network(config, len(dataset.classes))
                     size = config.data.image_size
                     variables = load_weights(workdir / "weights.safetensors", module, (size, size, 3))
-                    kept = workdir / "training.json"
-                    summary = json.loads(kept.read_text()) if kept.is_file() else None
+                    summary = _summary(workdir)
                 else:
                     print(f"training {name} in {workdir}", flush=True)
                     variables, summary = train_and_keep(config, workdir, dataset)
@@ -284,6 +283,14 @@ def shortened(row: Row) -> Row:
 def origin() -> dict[str, Any]:
     """The software and the machine, as results name them."""
     return {"versions": runner.versions(), "device": runner.device(parallel.mesh())}
+
+
+def _summary(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Of the training, from where its door or its evaluation has put it."""
+    if (workdir / "training.json").is_file():
+        return json.loads((workdir / "training.json").read_text())
+    results = workdir / "results.json"
+    return json.loads(results.read_text()).get("training") if results.is_file() else None
 
 
 def _evaluated_as_there(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
