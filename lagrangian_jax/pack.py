@@ -51,7 +51,6 @@ def pack(workdir: pathlib.Path, folder: pathlib.Path) -> None:
     Raises:
       ValueError: no run, no whole checkpoint, in use, or something is in the folder's place.
     """
-    from lagrangian_jax.checkpoint import Checkpoints
     from lagrangian_jax.workdir import open_workdir
 
     _check_free(folder)
@@ -59,17 +58,11 @@ def pack(workdir: pathlib.Path, folder: pathlib.Path) -> None:
         raise ValueError(f"{workdir} is not the work directory of a run: it has no config.json")
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     with open_workdir(workdir, config):
-        last = Checkpoints(workdir / "checkpoints" / "last", keep=2).read()
-        if last is None:
-            raise ValueError(f"{workdir} holds no checkpoint yet")
-        step, tree, position = last
+        step, tree, position = _checkpoint(workdir / "checkpoints" / "last", None)
         states = {"last": {"step": step, "position": position, "state": _rounded(tree)}}
         if position["best"] is not None:
-            at = position["best"]["step"]
-            best = Checkpoints(workdir / "checkpoints" / "best", keep=2).read(at)
-            if best is None:
-                raise ValueError(f"{workdir / 'checkpoints' / 'best'} holds no checkpoint of step {at}")
-            states["best"] = {"step": best[0], "position": best[2], "state": _evaluated(best[1])}
+            at, tree, its = _checkpoint(workdir / "checkpoints" / "best", position["best"]["step"])
+            states["best"] = {"step": at, "position": its, "state": _evaluated(tree)}
         texts = {name: (workdir / name).read_bytes() for name in TEXTS if (workdir / name).is_file()}
     with _whole(folder) as making:
         writer = _Writer(making)
@@ -106,6 +99,19 @@ def unpack(folder: pathlib.Path, workdir: pathlib.Path) -> None:
         for name, text in reader.content["texts"].items():
             (making / name).write_bytes(reader.tree(text).tobytes())
     print(f"step {reader.content['states']['last']['step']}: {workdir}")
+
+
+def _checkpoint(folder: pathlib.Path, step: int | None) -> tuple[int, Any, dict[str, Any]]:
+    from lagrangian_jax.checkpoint import Checkpoints
+
+    found = None
+    if folder.is_dir():
+        checkpoints = Checkpoints(folder, keep=2)
+        found = checkpoints.read(step)
+        checkpoints.close()
+    if found is None:
+        raise ValueError(f"{folder} holds no checkpoint{'' if step is None else f' of step {step}'}")
+    return found
 
 
 def _rounded(tree: Any) -> Any:
@@ -221,10 +227,13 @@ class _Reader:
         return np.concatenate(pieces).astype(dtype).reshape(shape)
 
 
-_DTYPES: dict[str, Any] = {
-    "F32": np.float32,
+_DTYPES: dict[str, Any] = {  # safetensors' names of what a state or a method's memory may hold
     "BF16": ml_dtypes.bfloat16,
+    "BOOL": np.bool_,
+    "F32": np.float32,
+    "F64": np.float64,
     "I32": np.int32,
+    "I64": np.int64,
     "U32": np.uint32,
     "U8": np.uint8,
 }

@@ -155,3 +155,7 @@ def test_nothing_is_overwritten(stopped, capsys, tmp_path):
     assert "not empty" in capsys.readouterr().err
     assert pack.main([str(tmp_path), str(tmp_path / "out")]) == 1
     assert "no config.json" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text((stopped / "run" / "config.json").read_text())
+    assert pack.main([str(tmp_path), str(tmp_path / "out")]) == 1
+    assert "holds no checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
