@@ -1,5 +1,6 @@
 """Elastic deformation and the bilinear sampling under it."""
 
+import functools
 import itertools
 
 import jax
@@ -96,17 +97,20 @@ def test_elastic_displacement_as_recorded(golden, prefix, kernel_size, sigma, al
     recorded = np.load(golden / "components" / "elastic.npz")
     flow = np.moveaxis(recorded["params_xy_channels_first"], 1, -1) * 16  # of units of the grid, 2 / 32 a pixel
 
-    def displaced(flow):
-        return elastic.displace(recorded["images"], elastic.smooth(flow, kernel_size, sigma), align_corners)
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def total(flow):
+        smooth = elastic.smooth(flow, kernel_size, sigma)
+        displaced = elastic.displace(recorded["images"], smooth, align_corners)
+        return 255 * jnp.sum(displaced * recorded["loss_weights"]), (smooth, displaced)
 
-    smooth = elastic.smooth(flow, kernel_size, sigma) / 16
-    np.testing.assert_allclose(smooth, recorded[f"{prefix}_displacement_xy"], atol=1e-6)
+    (_, (smooth, displaced)), gradient = total(flow)
+    np.testing.assert_allclose(smooth / 16, recorded[f"{prefix}_displacement_xy"], atol=1e-6)
     name = f"{prefix}_warped_align_corners_{align_corners}"
-    np.testing.assert_allclose(displaced(flow), recorded[name], atol=1e-5)
+    np.testing.assert_allclose(displaced, recorded[name], atol=1e-5)
     name = f"{prefix}_grad_params_of_weighted_sum255_align_corners_{align_corners}"
     if name in recorded:
-        gradient = jax.grad(lambda flow: 255 * jnp.sum(displaced(flow) * recorded["loss_weights"]))(flow) * 16
-        np.testing.assert_allclose(np.moveaxis(gradient, -1, 1), recorded[name], atol=2e-3)
+        np.testing.assert_allclose(np.moveaxis(gradient * 16, -1, 1), recorded[name], atol=2e-3)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

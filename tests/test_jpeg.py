@@ -55,13 +55,14 @@ def test_jpeg_decoding_as_recorded(golden):
     variables = jpeg_noise(*(recorded[f"{plane}_var"] for plane in ("y", "cb", "cr")))
     base = jpeg.subsample_chroma(255 * recorded["images"])
 
+    @jax.jit
     def image(variables, bound):
         return clamp(base + jpeg.decode(bound * variables, 32, 32), 0.0, 255.0) / 255
 
     np.testing.assert_allclose(image(variables, 0.125), recorded["out_eps0p125"], atol=1e-5)
     np.testing.assert_allclose(image(variables, 1.0), recorded["out_eps1"], atol=1e-5)
     np.testing.assert_allclose(image(variables, 0.0), recorded["out_zero_perturbation"], atol=1e-5)
-    gradient = jax.grad(lambda v: 255 * jnp.sum(image(v, 0.125) * recorded["loss_weights"]))(variables)
+    gradient = jax.jit(jax.grad(lambda v: 255 * jnp.sum(image(v, 0.125) * recorded["loss_weights"])))(variables)
     names = [f"grad_{plane}_var_of_weighted_sum255" for plane in ("y", "cb", "cr")]
     np.testing.assert_allclose(gradient, jpeg_noise(*(recorded[name] for name in names)), atol=1e-4)
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import lagrangian_jax as lj
+from lagrangian_jax.attacks import sparse
 from lagrangian_jax.attacks.attack import example_keys, execute
-from lagrangian_jax.attacks.sparse import project_l0
+
+project_l0 = jax.jit(sparse.project_l0, static_argnums=3)
 
 
 def changed_pixels(adversarial, images):

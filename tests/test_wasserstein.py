@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 import lagrangian_jax as lj
-from lagrangian_jax.attacks.wasserstein import _omega, project_wasserstein
+from lagrangian_jax.attacks import wasserstein
+
+compiled = jax.jit(wasserstein.project_wasserstein, static_argnames=["power"])
+
+
+def project_wasserstein(center, point, bound, power=2.0, regularisation=3000.0, steps=400, tolerance=1e-4):
+    """One program a shape: all numbers are arguments of it."""
+    return compiled(center, point, bound, power=power, regularisation=regularisation, steps=steps, tolerance=tolerance)
 
 
 def unit_images(key, shape=(2, 6, 6, 2)):
@@ -56,7 +63,7 @@ def first_row_network(images):
 
 @pytest.mark.parametrize("t", [-50.0, -3.0, 0.0, 1.0, 2.5, 1000.0])
 def test_omega(t):
-    w = _omega(jnp.float32(t))
+    w = wasserstein._omega(jnp.float32(t))
     assert float(w + jnp.log(w)) == pytest.approx(t, rel=1e-6, abs=1e-5)
 
 
