@@ -35,7 +35,8 @@ def to_json(name: str, experiment: Experiment, outcome: Outcome, bench: Workbenc
     """All of an outcome, with what it was made by, from and in how many seconds."""
     rows = []
     for key in dict.fromkeys([*outcome.rows, *outcome.paper]):
-        here, printed = outcome.rows.get(key, {}), dict(outcome.paper.get(key, {}))
+        here = {column: value for column, value in outcome.rows.get(key, {}).items() if math.isfinite(value)}
+        printed = dict(outcome.paper.get(key, {}))
         difference = {column: here[column] - printed[column] for column in printed if column in here}
         label = outcome.labels.get(key, key)
         rows.append({"row": key, "label": label, "here": here, "paper": printed, "difference": difference})
