@@ -126,6 +126,7 @@ def test_command(words, monkeypatch, capsys, tmp_path):
     """Everything up to the work itself: files and modules are there, configurations load, flags and fields exist."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))  # an example registers its own
     program, *arguments = words
     if program in ("python", "python3") and arguments[0] == "-m":
         check_module(arguments[1], arguments[2:], monkeypatch, capsys, tmp_path)
