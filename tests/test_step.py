@@ -68,7 +68,7 @@ def _paper():
 
 def _tiny(method, average=0.0, augmentation=None):
     """A step on a tiny ResNet: (network, step, state, images, labels)."""
-    network = ResNet(stages=(1, 1), num_classes=4, width=2)
+    network = ResNet(stages=(1,), num_classes=4, width=2)
     optimizer = optax.sgd(0.1, 0.9)
     state = initial_state(jax.random.key(1), network, (8, 8, 3), optimizer, method.memory(32), average > 0)
     step = training_step(network, method, optimizer, augmentation, 2, average)
