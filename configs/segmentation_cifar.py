@@ -19,7 +19,7 @@ from lagrangian_jax.config import base, choose, set_method, smoke
 
 
 def slim(config: ConfigDict) -> None:
-    """For a CPU: a quarter of the width, a few epochs; in so few, the head would stay what it began as at its own rate."""
+    """For a CPU: a quarter of the width, a few epochs, in which the head at its own rate would stay as it began."""
     config.network.width = 16
     config.optimizer.relative_rates.attn0 = 1.0
     config.train.epochs = 4
