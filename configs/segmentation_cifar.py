@@ -4,8 +4,8 @@
     python -m lagrangian_jax.main --config=configs/segmentation_cifar.py:slim --workdir=runs/segmentation-slim
 
 The network and its training are those of charlieLehman/yapwrap in April 2019, the smallest of its three versions; the
-paper does not tell which it used. 90 epochs of SGD with Nesterov's momentum, 0.1 (the attention head 0.001) down to zero
-by a cosine, images normalised. Different from there: reflected padding, and the last epoch rather than the best one.
+paper does not tell which it used. 90 epochs of SGD with Nesterov's momentum, 0.1 (the attention head 0.001) to zero by
+a cosine, images normalised. Different from there: reflected padding, and the last epoch rather than the best one.
 
 Presets, after the colon:
   slim   width 16, 4 epochs and the head at the network's rate, for a CPU
