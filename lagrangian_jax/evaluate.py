@@ -105,16 +105,13 @@ def test_images(config: ConfigDict, dataset: Any) -> Any:
     return test
 
 
-def attack(
-    config: ConfigDict, workdir: pathlib.Path, dataset: Any, variables: Any, images: Any, suite: Any, **options: Any
-) -> Any:
+def attack(config: ConfigDict, workdir: pathlib.Path, dataset: Any, variables: Any, images: Any, suite: Any) -> Any:
     """`lagrangian_jax.evaluation.run` on the configured network, with progress bars; SIGTERM keeps what is done.
 
     Args:
       config, workdir, dataset, variables: of `evaluate`.
       images: a `data.Split`.
       suite: a name or rows.
-      **options: further ones of `evaluation.run`.
     """
     import jax
     from tqdm import tqdm
@@ -148,7 +145,6 @@ def attack(
             workdir=workdir,
             progress=progress,
             stop=signals.received,
-            **options,
         )
 
 

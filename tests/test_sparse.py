@@ -149,12 +149,11 @@ def test_bad_parameters_are_refused():
 @pytest.mark.slow
 def test_robust_accuracy_at_ten_pixels_is_that_of_the_original(golden, network_a, cifar10_test, key):
     recorded = np.load(golden / "model_a_test0-127" / "pgd0_k10.npz")
-    images, labels = cifar10_test(64)
+    images, labels = cifar10_test(128)
     adversarial = np.asarray(lj.attacks.create("pgd_l0", pixels=10)(key, network_a, images, labels))
     assert changed_pixels(adversarial, images).max() <= 10
     robust = np.argmax(network_a(adversarial), -1) == labels
-    # Random starts, 64 images: two of them either way.
-    assert abs(robust.mean() - (1 - recorded["success"][:64].mean())) <= 2 / 64 + 1e-6
+    assert robust.mean() <= 1 - recorded["success"].mean() + 0.02  # two points, with random starts; stronger is fine
 
 
 @pytest.mark.slow

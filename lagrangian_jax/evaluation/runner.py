@@ -130,7 +130,8 @@ def run(
         if not work.finished:
             if attack.name == "autoattack" and not work.begun:
                 work.notes += _self_checks(attack, key, network, examples)
-            work.run(programs, _example_keys(key, row.name, examples.index), batch, progress, stop or _never)
+            keys = np.asarray(jax.random.key_data(example_keys(key, row.name, examples.index)))
+            work.run(programs, keys, batch, progress, stop or _never)
             programs.forget()
         works.append(work)
     return Result(
@@ -189,11 +190,10 @@ def _seed(key: Array) -> int:
     return int.from_bytes(np.asarray(jax.random.key_data(key)).astype(">u4").tobytes(), "big")
 
 
-def _example_keys(key: Array, name: str, index: np.ndarray) -> np.ndarray:
-    """Key data an example: the key folded with the row's name and with the example's index."""
-    row_key = jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(row_key, jnp.asarray(index.astype(np.uint32)))
-    return np.asarray(jax.random.key_data(keys))
+def example_keys(key: Array, name: str, index: np.ndarray) -> Array:
+    """A key an example: the key folded with the name of what is done and with the example's index."""
+    named = jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
+    return jax.vmap(jax.random.fold_in, (None, 0))(named, jnp.asarray(index.astype(np.uint32)))
 
 
 def _local(mesh: Mesh | None) -> Mesh:
@@ -250,7 +250,6 @@ def _self_checks(attack: Attack, key: Array, network: Callable[[Array], Array], 
 
 
 def versions() -> dict[str, str]:
-    """Of the software that numbers depend on."""
     """Of the software that numbers depend on."""
     packages = ("lagrangian_jax", "jax", "jaxlib", "flax", "numpy")
     found = {package: importlib.metadata.version(package) for package in packages}

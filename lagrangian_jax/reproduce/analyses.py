@@ -17,14 +17,14 @@ from lagrangian_jax.analysis import (
     rank_correlation,
 )
 from lagrangian_jax.config import NotFinite
-from lagrangian_jax.evaluation import Row, files, suites
+from lagrangian_jax.evaluation import Row, files, runner, suites
 from lagrangian_jax.models.forward import apply
 from lagrangian_jax.models.segmentation import foreground_probability
 from lagrangian_jax.report import analysis_figures
 from lagrangian_jax.reproduce import paper
 from lagrangian_jax.reproduce.experiment import SHOWN, Outcome, Work, paired
 from lagrangian_jax.reproduce.networks import QUICK_STEPS, Network
-from lagrangian_jax.reproduce.workbench import Workbench, example_keys
+from lagrangian_jax.reproduce.workbench import Workbench
 from lagrangian_jax.train import build_network
 
 # ---- Table 3: the effective multiplier ----------------------------------------------------------
@@ -162,7 +162,7 @@ def pictures(bench: Workbench, work: Sequence[Work]) -> Outcome:
         functions, variables = _foreground_fn(bench, network.config, outcome)
         foreground = jax.jit(next(iter(functions.values())))(variables, pixels)
         logits_fn = functools.partial(apply, build_network(found.config, len(found.dataset.classes)), found.variables)
-        keys = example_keys(found.config.seed, "pictures", images.indices)
+        keys = runner.example_keys(jax.random.key(found.config.seed), "pictures", images.indices)
         perturbations = {}
         for penalty, row in zip(columns, suites.rows(rows), strict=True):
             adversarial = bench.attack_of(row)(keys, logits_fn, pixels, jnp.asarray(images.labels))

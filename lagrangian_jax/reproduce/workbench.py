@@ -5,12 +5,10 @@ import functools
 import json
 import pathlib
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -233,7 +231,7 @@ class Workbench:
         def run(variables, keys, images, labels, *others):
             return function(keys, functools.partial(apply, module, variables), images, labels, *others)
 
-        keys = example_keys(seed, name, images.indices)
+        keys = runner.example_keys(jax.random.key(seed), name, images.indices)
         started, parts = time.perf_counter(), []
         count = len(images.labels)
         batch = min(found.config.evaluation.batch_size, count)
@@ -259,12 +257,6 @@ class Workbench:
         results = evaluate.to_json(result, found.config, found.dataset, found.summary)
         write_whole(found.workdir / "results.json", json.dumps(results, indent=2) + "\n")
         report.write(found.workdir)
-
-
-def example_keys(seed: int, name: str, index: np.ndarray) -> jax.Array:
-    """A key an example, from the name of what is done and the example's index, as the evaluation has them."""
-    key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(name.encode())))
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(index, jnp.uint32))
 
 
 def shortened(row: Row) -> Row:
