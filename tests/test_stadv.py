@@ -103,11 +103,12 @@ def test_components_match_the_original(recorded, align):
 @pytest.mark.parametrize(("variant", "step_size"), [("lagrangian_unseen", 0.001), ("perceptual_advex", 0.01)])
 def test_whole_attacks_match_the_original(recorded, network_a, key, variant, step_size):
     images, labels = recorded["images"], recorded["labels"]
-    for steps, mean, largest in ((1, 1e-6, 1e-5), (5, 0.02, None), (20, 0.08, None)):
+    for steps, mean, largest in ((1, 1e-4, 1e-5), (5, 0.02, None), (20, 0.08, None)):
         adversarial = lj.attacks.create("stadv", steps=steps, step_size=step_size)(key, network_a, images, labels)
         expected = recorded[f"align_corners_False_{variant}_attack_adv_after_{steps}_iterations"]
         error = np.abs(adversarial - expected)
-        # Adam's first steps are signs, so rounding grows; the error is measured against the perturbation.
+        # Adam's first steps are signs, so rounding grows; the error is measured against the perturbation (0.002 or
+        # 0.02 after a step, to which the rounding of an image adds 1e-7).
         assert error.mean() <= mean * np.abs(expected - images).mean()
         if largest:
             assert error.max() <= largest
