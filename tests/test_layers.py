@@ -39,6 +39,86 @@ def test_gradients_are_those_of_the_convolution(size, stride, padding, pixels):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-4)
 
 
+def exact_convolution(x, kernel, padding):
+    """In float64, a product for each place of the kernel."""
+    x = lax.pad(x, np.float32(0), [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)])
+    x = np.asarray(x, np.float64)
+    rows, columns = (x.shape[axis + 1] - kernel.shape[axis] + 1 for axis in (0, 1))
+    places = [(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
+    return sum(x[:, i : i + rows, j : j + columns] @ kernel[i, j].astype(np.float64) for i, j in places)
+
+
+def convolutions(function, *arguments):
+    return jax.jit(function).lower(*arguments).as_text().count("stablehlo.convolution")
+
+
+class TestWinograd:
+    """Convolutions with three rows, on a CPU."""
+
+    @pytest.mark.parametrize(
+        ("height", "columns", "padding"),
+        [
+            (16, 3, ((1, 1), (1, 1))),
+            (4, 3, ((1, 1), (1, 1))),  # one tile
+            (13, 3, ((0, 0), (0, 0))),
+            (14, 5, ((1, 0), (2, 1))),
+            (15, 1, ((2, 3), (0, 0))),
+        ],
+    )
+    def test_values_and_gradients(self, height, columns, padding):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(10, height, 15, 32)).astype(np.float32)
+        kernel = rng.normal(size=(3, columns, 32, 36)).astype(np.float32) / 10
+        expected = exact_convolution(x, kernel, padding)
+        out, pullback = jax.vjp(lambda x, kernel: convolution(x, kernel, 1, padding), x, kernel)
+        np.testing.assert_allclose(out, expected, atol=2e-6 * np.abs(expected).max())
+        cotangent = rng.normal(size=out.shape).astype(np.float32)
+        by_x, by_kernel = pullback(cotangent)
+        turned = np.flip(kernel, (0, 1)).swapaxes(2, 3)
+        size = kernel.shape[:2]
+        opposite = [(size[axis] - 1 - padding[axis][0], size[axis] - 1 - padding[axis][1]) for axis in (0, 1)]
+        expected = exact_convolution(cotangent, turned, opposite)
+        np.testing.assert_allclose(by_x, expected, atol=2e-6 * np.abs(expected).max())
+        expected = exact_convolution(x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), padding)
+        np.testing.assert_allclose(by_kernel, expected.transpose(1, 2, 0, 3), atol=2e-6 * np.abs(expected).max())
+
+    @pytest.mark.parametrize(("size", "channels"), [(16, 64), (4, 256)])
+    def test_rounding_is_at_most_three_times_that_of_a_plain_convolution(self, size, channels):
+        rng = np.random.default_rng(0)
+        x = np.maximum(rng.normal(size=(32, size, size, channels)), 0).astype(np.float32)
+        kernel = (rng.normal(size=(3, 3, channels, channels)) / np.sqrt(9 * channels)).astype(np.float32)
+        padding = ((1, 1), (1, 1))
+        exact = exact_convolution(x, kernel, padding)
+
+        def rounding(out):
+            return np.sqrt(np.mean((out - exact) ** 2) / np.mean(exact**2))
+
+        ours = rounding(jax.jit(lambda x, kernel: convolution(x, kernel, 1, padding))(x, kernel))
+        with jax.default_matmul_precision("highest"):
+            plain = rounding(jax.jit(lambda x, kernel: convolution(x, kernel, 1, padding))(x, kernel))
+        assert ours < 3 * plain
+        assert ours < 1e-6
+
+    def test_where_it_is_used(self):
+        """Six convolutions in place of one: from 512 pixels and 32 channels on, in float32, unless told otherwise."""
+
+        def count(batch, size, features, results, stride=1, dtype=jnp.float32, rows=3):
+            x, kernel = jnp.zeros((batch, size, size, features), dtype), jnp.zeros((rows, 3, features, results), dtype)
+            padding = ((rows // 2, rows // 2), (1, 1))
+            return convolutions(lambda x, kernel: convolution(x, kernel, stride, padding), x, kernel)
+
+        assert count(8, 8, 32, 48) == 6 if jax.default_backend() == "cpu" else 1
+        assert count(7, 8, 32, 48) == 1
+        assert count(8, 8, 31, 48) == 1
+        assert count(8, 8, 48, 31) == 1
+        assert count(200, 3, 48, 48) == 1
+        assert count(8, 8, 48, 48, stride=2) == 1
+        assert count(8, 8, 48, 48, rows=5) == 1
+        assert count(8, 8, 48, 48, dtype=jnp.bfloat16) == 1
+        with jax.default_matmul_precision("highest"):
+            assert count(8, 8, 32, 48) == 1
+
+
 def test_batch_norm_statistics_are_pytorchs():
     """Batch mean and biased variance normalise; the running variance takes the unbiased one, momentum 0.1 of it."""
     x = np.random.default_rng(0).normal(2.0, 3.0, size=(2, 2, 2, 5)).astype(np.float32)

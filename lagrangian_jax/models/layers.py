@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from lagrangian_jax.models import winograd
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -29,11 +31,38 @@ def torch_bias_uniform(fan_in: int):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolution(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
-    """`lax.conv_general_dilated`, NHWC x HWIO -> NHWC, with gradients that XLA's CPU compiler makes fast programs of.
+    """`lax.conv_general_dilated`, NHWC x HWIO -> NHWC, with programs for XLA's CPU compiler that it makes fast.
 
-    On other devices the gradients are JAX's own. ``benchmarks/README.md`` has the measurements.
+    There kernels of three rows take half of the products (`winograd`) where that pays, unless
+    ``jax.default_matmul_precision`` asks for more than the default; and gradients are written out. On other devices all
+    is JAX's own. ``benchmarks/README.md`` has the measurements.
     """
+    if not _by_winograd(x, kernel, stride):
+        return _direct(x, kernel, stride, padding)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(winograd.convolution, padding=padding),
+        default=functools.partial(_direct, stride=stride, padding=padding),
+    )
+
+
+def _direct(x, kernel, stride, padding):
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
+
+
+def _by_winograd(x, kernel, stride):
+    """Whether half of the products are worth the passes over the images and the kernel that they cost."""
+    batch, height, width, features = x.shape
+    return (
+        kernel.shape[0] == 3
+        and stride == 1
+        and x.dtype == jnp.float32
+        and jax.config.values["jax_default_matmul_precision"] in (None, "default")
+        and min(features, kernel.shape[3]) >= 32
+        and height >= 4
+        and batch * height * width >= 512
+    )
 
 
 def _convolution_forward(x, kernel, stride, padding):
@@ -42,14 +71,12 @@ def _convolution_forward(x, kernel, stride, padding):
 
 def _convolution_backward(stride, padding, residuals, cotangent):
     def elsewhere(x, kernel, cotangent):
-        def plain(x, kernel):
-            return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
-
-        return jax.vjp(plain, x, kernel)[1](cotangent)
+        direct = functools.partial(_direct, stride=stride, padding=padding)
+        return jax.vjp(direct, x, kernel)[1](cotangent)
 
     def on_cpu(x, kernel, cotangent):
-        input_gradient = _input_gradient(cotangent, kernel, x.shape, stride, padding)
-        return input_gradient, elsewhere(x, kernel, cotangent)[1]
+        by_x = _input_gradient(cotangent, kernel, x.shape, stride, padding)
+        return by_x, _kernel_gradient(x, cotangent, kernel.shape, stride, padding)
 
     return lax.platform_dependent(*residuals, cotangent, cpu=on_cpu, default=elsewhere)
 
@@ -60,16 +87,47 @@ convolution.defvjp(_convolution_forward, _convolution_backward)
 def _input_gradient(cotangent, kernel, shape, stride, padding):
     # Inside a `while` loop the compiler leaves the gradient as JAX writes it, with the kernel's features swapped by the
     # dimension numbers, to a plain loop nest, five times slower than its library. So the kernel itself is swapped.
-    swapped = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    rows, columns, features, results = kernel.shape
+    taps = jnp.flip(kernel, (0, 1)).reshape(rows * columns, features, results)
+    swapped = _transposed(taps).reshape(rows, columns, results, features)
     sides = []
     for axis in (0, 1):
         size = kernel.shape[axis]
         low = size - 1 - padding[axis][0]
         high = shape[axis + 1] + size - 2 - (cotangent.shape[axis + 1] - 1) * stride - low
         sides.append((low, high))
+    if stride == 1 and _by_winograd(cotangent, swapped, 1):
+        return winograd.convolution(cotangent, swapped, (sides[0], sides[1]))
     return lax.conv_general_dilated(
         cotangent, swapped, (1, 1), sides, lhs_dilation=(stride, stride), dimension_numbers=_LAYOUT
     )
+
+
+def _kernel_gradient(x, cotangent, shape, stride, padding):
+    """A convolution of the images with their cotangent, in which examples and features change places."""
+    batch, height, width, features = x.shape
+    turned = _transposed(x.swapaxes(0, 1).reshape(height, batch, width * features))
+    turned = turned.reshape(height, width, features, batch).transpose(2, 0, 1, 3)
+    sides = []
+    for axis in (0, 1):
+        low = padding[axis][0]
+        sides.append((low, shape[axis] + (cotangent.shape[axis + 1] - 1) * stride - x.shape[axis + 1] - low))
+    gradient = lax.conv_general_dilated(
+        turned,
+        cotangent.transpose(1, 2, 0, 3),
+        (1, 1),
+        sides,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=_LAYOUT,
+    )
+    return gradient.transpose(1, 2, 0, 3)
+
+
+def _transposed(matrices):
+    """One after the other: in one operation the compiler would merge them with what computes their elements or is
+    computed from them, and go through memory in the wrong order, ten times slower.
+    """
+    return lax.map(jnp.transpose, matrices)
 
 
 class Conv(nn.Module):
