@@ -68,6 +68,33 @@ def test_gabor_brightens_where_a_linear_network_wants_it(linear_network, key, mo
     np.testing.assert_allclose(adversarial, images + 12.5 / 255 * noise[..., None], atol=1e-5)
 
 
+def test_gabor_impulses_stay_within_one(key, monkeypatch):
+    """Some pixels always too dark, some too bright, and some in turns, by which side of the mean impulse they are on;
+    and that mean is another one if impulses grow without end.
+    """
+    impulse = jnp.zeros((1, 23, 23)).at[:, 11, 11].set(1.0)
+    monkeypatch.setattr(gabor, "random_kernels", lambda keys: impulse)
+    rng = np.random.default_rng(0)
+    images = np.full((1, 8, 8, 1), 0.5, np.float32)
+    target = images + 12.5 / 255 * rng.choice([2, -1, 0.5], images.shape, p=[0.5, 0.2, 0.3]).astype(np.float32)
+
+    def logits_fn(images):
+        near = -jnp.sum((images - target) ** 2, (1, 2, 3))
+        return jnp.stack([-near, near], -1)
+
+    def expected(limit, steps=4, step_size=0.7):
+        impulses = np.zeros((1, 8, 8), np.float32)
+        for _ in range(steps):
+            there = images[..., 0] + 12.5 / 255 * gabor.normalise_noise(jnp.asarray(impulses))
+            impulses = np.clip(impulses + step_size * np.sign(target[..., 0] - there), -limit, limit)
+        return images + 12.5 / 255 * gabor.normalise_noise(jnp.asarray(impulses))[..., None]
+
+    attack = lj.attacks.create("gabor", steps=4, step_size=0.7, random_start=False)
+    found = attack(key, logits_fn, images, np.zeros(1, np.int32))
+    np.testing.assert_allclose(found, expected(1.0), atol=1e-4)
+    assert np.abs(found - expected(np.inf)).max() > 0.01
+
+
 def test_gabor_kernels_and_noise_as_recorded(golden):
     recorded = np.load(golden / "components" / "gabor.npz")
     sides, sigma, frequency, angle = recorded["kernel_params_sides_sigma_Lambda_theta"].T
