@@ -10,11 +10,12 @@ from lagrangian_jax.names import unknown
 
 # By preset, what follows the method in the name of each configuration; one that is not here follows the paper. "quick"
 # is no preset of a configuration: a tiny network on the digits takes the place of each.
+_SLIM = {name: "slim" for name in ("cifar10", "cifar10_three_classes", "segmentation_cifar", "imagenet100", "flowers")}
 PRESETS: dict[str, dict[str, str]] = {
     "paper": {},
     "fast": {"cifar10": "fast", "imagenet100": "fast"},
-    "slim": {"cifar10": "slim", "cifar10_three_classes": "slim", "imagenet100": "slim", "flowers": "slim"},
-    "comparison": {"cifar10": "comparison", "cifar10_three_classes": "slim", "imagenet100": "slim", "flowers": "slim"},
+    "slim": _SLIM,
+    "comparison": _SLIM | {"cifar10": "comparison"},
     "quick": {},
 }
 QUICK_STEPS = 2  # of training, of each epoch; and at most of an attack
