@@ -11,9 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from lagrangian_jax.models import winograd
-
-Padding = tuple[tuple[int, int], tuple[int, int]]
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
+from lagrangian_jax.models.winograd import LAYOUT, Padding
 
 # PyTorch's default for convolutions and linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -48,7 +46,7 @@ def convolution(x: Array, kernel: Array, stride: int, padding: Padding) -> Array
 
 
 def _direct(x, kernel, stride, padding):
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
 
 
 def _by_winograd(x, kernel, stride):
@@ -96,10 +94,10 @@ def _input_gradient(cotangent, kernel, shape, stride, padding):
         low = size - 1 - padding[axis][0]
         high = shape[axis + 1] + size - 2 - (cotangent.shape[axis + 1] - 1) * stride - low
         sides.append((low, high))
-    if stride == 1 and _by_winograd(cotangent, swapped, 1):
+    if _by_winograd(cotangent, swapped, stride):
         return winograd.convolution(cotangent, swapped, (sides[0], sides[1]))
     return lax.conv_general_dilated(
-        cotangent, swapped, (1, 1), sides, lhs_dilation=(stride, stride), dimension_numbers=_LAYOUT
+        cotangent, swapped, (1, 1), sides, lhs_dilation=(stride, stride), dimension_numbers=LAYOUT
     )
 
 
@@ -118,7 +116,7 @@ def _kernel_gradient(x, cotangent, shape, stride, padding):
         (1, 1),
         sides,
         rhs_dilation=(stride, stride),
-        dimension_numbers=_LAYOUT,
+        dimension_numbers=LAYOUT,
     )
     return gradient.transpose(1, 2, 0, 3)
 

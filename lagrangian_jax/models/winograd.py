@@ -16,7 +16,7 @@ from jax import Array, lax
 _ROWS, _TAPS = 4, 3
 _POINTS = _ROWS + _TAPS - 1
 Padding = tuple[tuple[int, int], tuple[int, int]]
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
+LAYOUT = ("NHWC", "HWIO", "NHWC")  # of images, kernels and results
 
 
 def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -56,7 +56,7 @@ def convolution(x: Array, kernel: Array, padding: Padding) -> Array:
     rows, taps = _rows(x, height, padding[0]), list(kernel)
     products = [
         lax.conv_general_dilated(
-            _combined(b, rows), _combined(g, taps)[None], (1, 1), ((0, 0), padding[1]), dimension_numbers=_LAYOUT
+            _combined(b, rows), _combined(g, taps)[None], (1, 1), ((0, 0), padding[1]), dimension_numbers=LAYOUT
         )
         for b, g in zip(_B, _G, strict=True)
     ]
