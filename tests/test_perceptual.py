@@ -254,8 +254,11 @@ def test_recorded_lpa(recorded, alexnet_lpips, train_mode_network):
 
 @pytest.mark.slow
 def test_recorded_ppgd(recorded, alexnet_lpips, train_mode_network):
-    """Chaotic: 1e-7 added to the start moves pixels of the third iterate by 0.06; the distances stay."""
-    adversarial = run(perceptual.ppgd, train_mode_network, recorded, steps=3, distance=alexnet_lpips)
+    """Chaotic: 1e-7 added to the start moves pixels of the third iterate by 0.06 and, with other convolutions, a
+    distance by 0.024; with plain ones the distances stay.
+    """
+    with jax.default_matmul_precision("highest"):
+        adversarial = run(perceptual.ppgd, train_mode_network, recorded, steps=3, distance=alexnet_lpips)
     assert np.abs(adversarial - recorded["ppgd_3its_adv"]).mean() < 0.01
     distances = alexnet_lpips(recorded["images"], adversarial)
     np.testing.assert_allclose(distances, recorded["ppgd_3its_lpips"], atol=0.02)
