@@ -369,33 +369,47 @@ def test_a_damaged_file_is_told_and_done_again(examples, reference, tmp_path, da
 
 
 @pytest.mark.parametrize("row", [ROWS[1], RESTARTS])
-def test_an_attack_goes_on_where_it_was_killed(examples, tmp_path, monkeypatch, row):
-    monkeypatch.setattr(work, "SAVE_SECONDS", 0)
-    monkeypatch.setattr(work, "CHUNK_BATCHES", 1)
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_an_attack_goes_on_where_it_was_left(examples, tmp_path, monkeypatch, row, how):
+    """After each of its batches in turn; in the midst of a chunk, too. Nothing is run twice."""
+    batches = []
+    program = programs.Programs.run
+
+    def observed(self, function, keys, images, *rest):
+        if function is not programs._unchanged:
+            batches.append(images)
+        return program(self, function, keys, images, *rest)
+
+    monkeypatch.setattr(programs.Programs, "run", observed)
     whole = run(examples, [row])
-    attacked = []
+    expected = batches.copy()
+    assert len(expected) == (3 if row is ROWS[1] else 12)
 
-    def stop(name, done, total):
-        if done >= 16:
+    def stop():
+        if not batches:
+            return False
+        if how == "killed" and len(batches) == 2:  # the first one was saved
             raise KeyboardInterrupt
+        return how == "stopped"
 
-    with pytest.raises(KeyboardInterrupt):
-        run(examples, [row], workdir=tmp_path, progress=stop)
-    folder = tmp_path / "evaluation"
-    assert not list(folder.glob("*.npz"))
-    execute = lj.attacks.execute
-
-    def observed(attack, run, predict, keys, images, *rest):
-        attacked.append(len(images))
-        return execute(attack, run, predict, keys, images, *rest)
-
-    monkeypatch.setattr(lj.attacks, "execute", observed)
+    monkeypatch.setattr(work, "SAVE_SECONDS", 0)
+    folder, ran = tmp_path / "evaluation", []
+    for _ in expected[1:]:
+        batches.clear()
+        with pytest.raises((KeyboardInterrupt, Interrupted)):
+            run(examples, [row], workdir=tmp_path, stop=stop)
+        assert [path.name for path in folder.iterdir()] == [f".{row.name}.unfinished"]
+        ran += batches[:1]
+    batches.clear()
     result = run(examples, [row], workdir=tmp_path)
-    assert attacked == [7]
+    ran += batches
+    assert [path.name for path in folder.iterdir()] == [f"{row.name}.npz"]
+    for batch, there in zip(ran, expected, strict=True):
+        np.testing.assert_array_equal(batch, there)
     assert_same(result, whole)
     assert result[row.name].stages == whole[row.name].stages
-    assert result[row.name].gradient_evaluations == whole[row.name].gradient_evaluations
-    assert [path.name for path in folder.iterdir()] == [f"{row.name}.npz"]
+    assert result[row.name].forward_passes == pytest.approx(whole[row.name].forward_passes)
+    assert result[row.name].gradient_evaluations == pytest.approx(whole[row.name].gradient_evaluations)
 
 
 def test_asked_to_stop_in_the_last_chunk_it_stops_and_keeps_the_attack(examples, reference, tmp_path):

@@ -33,7 +33,7 @@ from lagrangian_jax.attacks import (
     stadv,
     wasserstein,
 )
-from lagrangian_jax.attacks.attack import Attack, Execution, Stage, example_keys, execute, fold_in
+from lagrangian_jax.attacks.attack import Attack, Execution, Stage, Standing, example_keys, execute, fold_in, in_batches
 from lagrangian_jax.attacks.augmented_lagrangian import augmented_lagrangian
 from lagrangian_jax.attacks.carlini_wagner import carlini_wagner
 from lagrangian_jax.attacks.lagrangian import lagrangian
@@ -82,7 +82,7 @@ STAGED: dict[str, Callable[..., Any]] = {
     "autoattack": autoattack.autoattack,
 }
 
-__all__ = ["ATTACKS", "STAGED", "Attack", "Execution", "Stage", "create", "execute", "names"]
+__all__ = ["ATTACKS", "STAGED", "Attack", "Execution", "Stage", "Standing", "create", "execute", "in_batches", "names"]
 
 
 def names() -> tuple[str, ...]:

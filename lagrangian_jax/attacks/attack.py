@@ -9,7 +9,7 @@ nothing.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -182,45 +182,81 @@ def execute(
     count = len(images)
     if count == 0:
         return Execution(images.copy(), np.empty(0, np.int32), (0,) * len(attack.stages))
-    sizes = sorted(batch_sizes) if batch_sizes else [count]
-    adversarial = images.copy()
-    holding = np.arange(count)
-    if attack.survivors:
-        if not batch_sizes:
-            sizes = sorted({max(1, count // 16), max(1, count // 4), count})
-        predictions = _in_batches(lambda rows: (predict(images[rows]),), holding, sizes)[0]
-        holding = np.flatnonzero(predictions == labels)
-    else:
-        predictions = np.empty(count, np.int32)
-    attacked = []
-    for stage in attack.stages:
-        attacked.append(len(holding))
-        if len(holding) == 0:
-            continue
-
-        def attempt(rows, stage=stage):
-            return run(stage.function, keys[rows], images[rows], labels[rows], *stage.arguments)
-
-        candidate, predicted = _in_batches(attempt, holding, sizes)
-        fooled = predicted != labels[holding]
-        take = fooled if attack.survivors and not attack.keep_failures else np.ones_like(fooled)
-        adversarial[holding[take]], predictions[holding[take]] = candidate[take], predicted[take]
-        holding = holding[~fooled]
-    return Execution(adversarial, predictions, tuple(attacked))
+    if not batch_sizes:
+        batch_sizes = {max(1, count // part) for part in ((16, 4, 1) if attack.survivors else (1,))}
+    standing = Standing.start(attack, images, labels)
+    attacked = [0] * (1 + len(attack.stages))
+    for stage, rows in in_batches(attack, run, predict, keys, images, labels, sorted(batch_sizes), standing):
+        attacked[stage] += rows
+    return Execution(standing.adversarial, standing.predictions, tuple(attacked[1:]))
 
 
-def _in_batches(function: Callable, rows: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Applies ``function`` to row indices in batches of the given sizes, padding the last with copies of its last."""
-    outputs = []
+class Standing(NamedTuple):
+    """How far an attack is with each of N examples; `in_batches` changes the arrays in place.
+
+    Attributes:
+      adversarial: (N, H, W, C) images so far.
+      predictions: (N,) of those images.
+      passed: (N,) stages that an example has behind it, 0 before its clean image was looked at; one more than there are
+        stages when it is done, which a survivors' attack may be with it at any stage.
+    """
+
+    adversarial: np.ndarray
+    predictions: np.ndarray
+    passed: np.ndarray
+
+    @classmethod
+    def start(cls, attack: Attack, images: np.ndarray, labels: np.ndarray) -> "Standing":
+        return cls(images.copy(), labels.astype(np.int32), np.full(len(images), 0 if attack.survivors else 1, np.int32))
+
+
+def in_batches(
+    attack: Attack,
+    run: Callable[..., tuple[Array, Array]],
+    predict: Callable[[Any], Array],
+    keys: Array,
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_sizes: Sequence[int],
+    standing: Standing,
+) -> Iterator[tuple[int, int]]:
+    """`execute`, to be left after any batch: with the same ``standing.passed`` it goes on there, and batches as before.
+
+    Yields:
+      after every batch, the stage (0: clean images of a survivors' attack) and how many examples it ran on.
+    """
+    adversarial, predictions, passed = standing
+    done = len(attack.stages) + 1
+
+    def clean(rows):
+        return images[rows], predict(images[rows])
+
+    def attempt(stage, rows):
+        return run(stage.function, keys[rows], images[rows], labels[rows], *stage.arguments)
+
+    attempts = [clean, *(functools.partial(attempt, stage) for stage in attack.stages)]
+    for stage, function in enumerate(attempts):
+        for rows, candidate, predicted in map_batches(function, np.flatnonzero(passed == stage), batch_sizes):
+            fooled = predicted != labels[rows]
+            take = fooled if attack.survivors and not attack.keep_failures else np.ones_like(fooled)
+            adversarial[rows[take]], predictions[rows[take]] = candidate[take], predicted[take]
+            passed[rows] = np.where(fooled & attack.survivors, done, stage + 1)
+            yield stage, len(rows)
+
+
+def map_batches(function: Callable, rows: np.ndarray, sizes: Sequence[int]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yields row indices and what ``function`` makes of them, in batches of the given sizes.
+
+    The last batch is padded with copies of its last row, which are cut off again.
+    """
     start = 0
     while start < len(rows):
         left = len(rows) - start
         size = _batch_size(left, sizes)
-        chunk = rows[start : start + size]
-        padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk))])
-        outputs.append([np.asarray(output)[: len(chunk)] for output in function(padded)])
+        batch = rows[start : start + size]
+        padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch))])
+        yield batch, *(np.asarray(output)[: len(batch)] for output in function(padded))
         start += size
-    return tuple(np.concatenate(column) for column in zip(*outputs, strict=True))
 
 
 def _batch_size(left: int, sizes: Sequence[int]) -> int:

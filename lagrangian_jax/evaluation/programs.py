@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lagrangian_jax.attacks.attack import _in_batches
+from lagrangian_jax.attacks.attack import map_batches
 from lagrangian_jax.evaluation.cost import Cost, Meter, marked
 from lagrangian_jax.parallel import AXIS, per_device
 
@@ -60,7 +60,8 @@ class Programs:
         def part(rows):
             return self.run(function, keys[rows], images[rows], labels[rows], *arguments)
 
-        adversarial, predictions = _in_batches(part, np.arange(size), [self.largest])
+        parts = map_batches(part, np.arange(size), [self.largest])
+        _, adversarial, predictions = map(np.concatenate, zip(*parts, strict=True))
         return adversarial, predictions
 
     def predict(self, images: np.ndarray) -> np.ndarray:

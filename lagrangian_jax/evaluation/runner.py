@@ -71,7 +71,7 @@ def run(
         is not computed again. None: nothing is written.
       mesh: one axis, "data"; by default all devices.
       progress: called as ``progress(row's name, examples done, of how many)``.
-      stop: asked after every chunk of examples; once it says yes, in any process, what is done is kept and
+      stop: asked after every batch of examples; once it says yes, in any process, what is done is kept and
         `lagrangian_jax.signals.Interrupted` raised. `lagrangian_jax.signals.Signals.received` is one.
       keep_pictures: adversarial images kept of each attack, of the first examples.
 

@@ -1,5 +1,6 @@
 """One attack of a suite on all examples: what is done, in memory and on disk, and how the rest gets done."""
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from lagrangian_jax.evaluation.result import AttackResult, plain
 from lagrangian_jax.evaluation.suites import Row
 from lagrangian_jax.signals import Interrupted
 
-SAVE_SECONDS = 10.0  # between two savings of an unfinished attack
+SAVE_SECONDS = 10.0  # between two savings of an unfinished attack, which wait for the end of a batch
 CHUNK_BATCHES = 8  # of an attack in stages, so that the survivors of a chunk still fill batches
 Progress = Callable[[str, int, int], None]
 
@@ -26,8 +27,9 @@ Progress = Callable[[str, int, int], None]
 class Work:
     """One attack on all examples; picks up what the work directory holds of it.
 
-    A chunk of examples is done at a time. Unfinished attacks are saved after a chunk, in a file of their own, at most
-    every `SAVE_SECONDS`; chunks are the same after a restart as without one, so the rows are, bit for bit.
+    A chunk of examples is done at a time. Unfinished attacks are saved after a chunk, or after a batch in the midst of
+    one that takes long, in a file of their own, at most every `SAVE_SECONDS`. Batches are the same after a restart as
+    without one, so the rows are, bit for bit.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class Work:
         self._unfinished = None if folder is None else folder / f".{row.name}.unfinished"
         self.notes: list[str] = []
         self._fitted = 2**31
+        self._first = 0 if attack.survivors else 1  # of `attacks.Standing.passed`
         count, pictures = examples.count, min(pictures, examples.count)
         self._state = {
-            "done": np.zeros(count, bool),
+            "passed": np.full(count, self._first, np.int32),
             "prediction": np.full(count, -1, np.int32),
             "l0": np.zeros(count, np.int32),
             "l2": np.zeros(count, np.float32),
@@ -64,11 +67,15 @@ class Work:
 
     @property
     def begun(self) -> bool:
-        return bool(self._state["done"].any())
+        return bool(np.any(self._state["passed"] > self._first))
 
     @property
     def finished(self) -> bool:
-        return bool(self._state["done"].all())
+        return bool(self._done.all())
+
+    @property
+    def _done(self) -> np.ndarray:
+        return self._state["passed"] > len(self.attack.stages)
 
     def run(
         self,
@@ -85,20 +92,20 @@ class Work:
           keys: (N, ...) key data, one an example.
           batch: examples of one program.
           progress: called with the row's name, the number of examples done, and of all.
-          stop: asked after every chunk.
+          stop: asked after every batch.
 
         Raises:
           Interrupted: ``stop`` said yes in some process; what is done is saved.
         """
         parts = (1, 4, 16) if self.attack.survivors else (1,)
         sizes = sorted({programs.rounded(-(-batch // part)) for part in parts})
-        chunks = processes.rounds(self._state["done"], sizes[-1] * (CHUNK_BATCHES if self.attack.survivors else 1))
+        size = sizes[-1] * (CHUNK_BATCHES if self.attack.survivors else 1)
         saved, stopped = time.perf_counter(), False
-        for chunk in chunks:
+        while not self.finished:
             if progress is not None:
-                progress(self.row.name, int(self._state["done"].sum()), self.examples.count)
-            found = self._attack(programs, keys, chunk, sizes)
-            stopped = self._merge({**found, "stop": np.array(stop())})
+                progress(self.row.name, int(self._done.sum()), self.examples.count)
+            chunk = processes.next_chunk(self._done, size)
+            stopped = self._merge(self._attack(programs, keys, chunk, sizes, stop))
             if (stopped or time.perf_counter() - saved > SAVE_SECONDS) and not self.finished:
                 self._save(self._unfinished)
                 saved = time.perf_counter()
@@ -113,7 +120,7 @@ class Work:
             raise self._interrupted()
 
     def _interrupted(self) -> Exception:
-        done = int(self._state["done"].sum())
+        done = int(self._done.sum())
         reached = f"stopped at {self.row.name}, {done} of {self.examples.count} images done"
         return parallel.known(Interrupted(f"{reached}; the same command goes on from there"))
 
@@ -156,32 +163,41 @@ class Work:
             stages=tuple(int(stage) for stage in stages),
         )
 
-    def _attack(self, programs: Programs, keys: np.ndarray, chunk: np.ndarray, sizes: Sequence[int]) -> dict[str, Any]:
-        """One chunk's part of the state; all of it empty for a process that has nothing left to do."""
+    def _attack(
+        self, programs: Programs, keys: np.ndarray, chunk: np.ndarray, sizes: Sequence[int], stop: Callable[[], bool]
+    ) -> dict[str, Any]:
+        """One chunk's part of the state, or what of it is done when time is up; all of it empty without a chunk."""
         start, compiled = time.perf_counter(), programs.compile_seconds
-        found = {name: self._state[name][chunk] for name in ("prediction", "l0", "l2", "linf")}
-        found["picture_rows"] = chunk[chunk < len(self._state["pictures"])]
-        found["pictures"], found["costs"] = self._state["pictures"][:0], np.zeros_like(self._state["costs"])
-        if len(chunk):
-            images, labels = self.examples.floats(chunk), self.examples.labels[chunk]
-            run: Any = programs.run  # on the host, where `execute` is also given functions of the device
-            predict: Any = programs.predict
-            execution = attacks.execute(self.attack, run, predict, keys[chunk], images, labels, sizes)
-            found |= {"prediction": execution.predictions, **_norms(execution.adversarial - images)}
-            found["pictures"] = execution.adversarial[: len(found["picture_rows"])]
-            found["costs"] = self._costs(programs, execution, len(chunk))
+        images, labels = self.examples.floats(chunk), self.examples.labels[chunk]
+        standing = attacks.Standing.start(self.attack, images, labels)._replace(passed=self._state["passed"][chunk])
+        run: Any = programs.run  # on the host, where an attack is also given functions of the device
+        predict: Any = programs.predict
+        ran = np.zeros(1 + len(self.attack.stages), int)
+        for stage, count in attacks.in_batches(self.attack, run, predict, keys[chunk], images, labels, sizes, standing):
+            ran[stage] += count
+            if stop() or time.perf_counter() - start > SAVE_SECONDS:
+                break
+        pictures = chunk < len(self._state["pictures"])
         compiling = programs.compile_seconds - compiled
-        found["seconds"] = np.array([time.perf_counter() - start - compiling, compiling])
-        found["fitted"] = np.array(programs.largest or sizes[-1])
-        return {"rows": chunk, **found}
+        return {
+            "rows": chunk,
+            "passed": standing.passed,
+            "prediction": standing.predictions,
+            **_norms(standing.adversarial - images),
+            "picture_rows": chunk[pictures],
+            "pictures": standing.adversarial[pictures],
+            "costs": self._costs(programs, ran),
+            "seconds": np.array([time.perf_counter() - start - compiling, compiling]),
+            "fitted": np.array(programs.largest or sizes[-1]),
+            "stop": np.array(stop()),
+        }
 
     def _merge(self, found: Mapping[str, np.ndarray]) -> bool:
-        """Takes in every process's part of a chunk; whether one of them is to stop."""
+        """Takes in what every process did; whether one of them is to stop."""
         state = self._state
         everyone = parallel.gather(found)
         for part in everyone:
-            state["done"][part["rows"]] = True
-            for name in ("prediction", "l0", "l2", "linf"):
+            for name in ("passed", "prediction", "l0", "l2", "linf"):
                 state[name][part["rows"]] = part[name]
             state["pictures"][part["picture_rows"]] = part["pictures"]
             state["costs"] += part["costs"]
@@ -189,16 +205,17 @@ class Work:
         state["seconds"] += np.max([part["seconds"] for part in everyone], axis=0)
         return any(part["stop"] for part in everyone)
 
-    def _costs(self, programs: Programs, execution: Execution, count: int) -> np.ndarray:
-        forward, gradients, bounds = float(count if self.attack.survivors else 0), 0.0, 0
+    def _costs(self, programs: Programs, ran: np.ndarray) -> np.ndarray:
+        clean, *attacked = ran
+        forward, gradients, bounds = float(clean), 0.0, 0
         spent = programs.spent()
-        for stage, attacked in zip(self.attack.stages, execution.attacked, strict=True):
-            if attacked:
+        for stage, count in zip(self.attack.stages, attacked, strict=True):
+            if count:
                 cost = spent[stage.function]
-                forward += attacked * (np.nan if cost.forward_passes is None else cost.forward_passes)
-                gradients += attacked * (np.nan if cost.gradient_evaluations is None else cost.gradient_evaluations)
+                forward += count * (np.nan if cost.forward_passes is None else cost.forward_passes)
+                gradients += count * (np.nan if cost.gradient_evaluations is None else cost.gradient_evaluations)
                 bounds += not cost.exact
-        return np.array([forward, gradients, bounds, *execution.attacked])
+        return np.array([forward, gradients, bounds, *attacked])
 
     def _warn(self, batch: int) -> None:
         """Notes that a reader of the finished rows must have."""
@@ -261,7 +278,7 @@ class Work:
 
 
 def _norms(perturbations: np.ndarray) -> dict[str, np.ndarray]:
-    flat = perturbations.reshape(len(perturbations), -1)
+    flat = perturbations.reshape(len(perturbations), math.prod(perturbations.shape[1:]))
     return {
         "l0": np.any(np.abs(perturbations) > 1e-6, axis=-1).sum((1, 2)).astype(np.int32),
         "l2": np.sqrt(np.einsum("ni,ni->n", flat, flat, dtype=np.float64)).astype(np.float32),
