@@ -23,7 +23,8 @@ def tables() -> str:
         parts += [report.compare(runs).markdown().strip()] if runs else []
         for path in sorted(group.glob("*.json")):
             found = json.loads(path.read_text())
-            parts.append(f"**{found['title']}**\n\n{output.table(found).markdown().strip()}")
+            table = output.table(found).markdown().strip()
+            parts.append(f"<details><summary>{found['title']}</summary>\n\n{table}\n\n</details>")
     return "\n\n".join(parts)
 
 
