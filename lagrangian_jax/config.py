@@ -87,6 +87,7 @@ def default() -> ConfigDict:
     config.evaluation.checkpoint = "last"  # or "best", by validation
     config.evaluation.batch_size = 500
     config.evaluation.examples = 0  # a fixed subset of so many test images, of every class its share; 0: all
+    config.evaluation.lpips_alexnet = ""  # weights of that distance, a file; LPA takes it on ImageNet-100
     return config
 
 

@@ -142,10 +142,17 @@ def attack(config: ConfigDict, workdir: pathlib.Path, dataset: Any, variables: A
             batch_size=config.evaluation.batch_size,
             index=images.indices,
             variables=variables,
+            distances=distance_weights(config),
             workdir=workdir,
             progress=progress,
             stop=signals.received,
         )
+
+
+def distance_weights(config: ConfigDict) -> dict[str, str]:
+    """The files of weights that the configuration names, by distance."""
+    path = config.evaluation.lpips_alexnet
+    return {"lpips_alexnet": path} if path else {}
 
 
 def to_json(result: Any, config: ConfigDict, dataset: Any, training: dict[str, Any] | None) -> dict[str, Any]:

@@ -65,21 +65,13 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     source = dataset.train
     resident = isinstance(source, data.Split)
     examples = len(source.labels)
+    steps_per_epoch = batches_of_epoch(config, examples, mesh.size)
     batch_size = config.train.batch_size
-    if batch_size % mesh.size or batch_size > examples:
-        raise ValueError(
-            f"train.batch_size: expected a multiple of the {mesh.size} devices and at most the {examples} training "
-            f"images; got {batch_size}"
-        )
-    whole = examples // batch_size
-    if not 0 <= config.train.steps <= whole:
-        raise ValueError(f"train.steps: expected 0 to {whole} batches of {batch_size}; got {config.train.steps}")
     chosen = config.evaluation.checkpoint
     if chosen not in ("last", "best"):
         raise ValueError(f"evaluation.checkpoint: expected 'last' or 'best'; got {chosen!r}")
     if chosen == "best" and not (config.data.validation and config.train.epochs > config.train.clean_epochs):
         raise ValueError("evaluation.checkpoint: 'best' needs data.validation > 0 and an epoch after the clean ones")
-    steps_per_epoch = config.train.steps or whole
     total_steps = config.train.epochs * steps_per_epoch
     clean_steps = config.train.clean_epochs * steps_per_epoch
     network = build_network(config, len(dataset.classes))
@@ -325,6 +317,20 @@ def build_counter(network: nn.Module, mesh: Mesh) -> Callable[..., Array]:
 
     axis = P(parallel.AXIS)
     return jax.jit(parallel.per_device(count, mesh, (P(), P(), axis, axis), P()))
+
+
+def batches_of_epoch(config: ConfigDict, examples: int, devices: int = 1) -> int:
+    """Of an epoch over so many training images; raises ValueError where the batch does not suit them or the devices."""
+    batch_size, steps = config.train.batch_size, config.train.steps
+    if not 0 < batch_size <= examples or batch_size % devices:
+        raise ValueError(
+            f"train.batch_size: expected a multiple of the {devices} devices and at most the {examples} training "
+            f"images; got {batch_size}"
+        )
+    whole = examples // batch_size
+    if not 0 <= steps <= whole:
+        raise ValueError(f"train.steps: expected 0 to {whole} batches of {batch_size}; got {steps}")
+    return steps or whole
 
 
 def build_validation(

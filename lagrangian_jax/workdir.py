@@ -17,7 +17,7 @@ from lagrangian_jax.config import differences, plain
 from lagrangian_jax.data import Dataset, Source, Split
 
 # Where data is and how fast it is read may change between two sittings of the same run; results do not depend on it.
-FREE = (("data", "dir"), ("data", "workers"), ("evaluation", "batch_size"))
+FREE = (("data", "dir"), ("data", "workers"), ("evaluation", "batch_size"), ("evaluation", "lpips_alexnet"))
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def test_names_and_errors(tmp_path):
         lj.distances.create("lpips_alexnet_cifra")
     with pytest.raises(ValueError, match="'weight'; did you mean 'weights'"):
         lj.distances.create("lpips_alexnet", weight="file")
-    with pytest.raises(ValueError, match="needs weights=FILE"):
+    with pytest.raises(FileNotFoundError, match="needs weights=FILE"):
         lj.distances.create("lpips_alexnet")
     with pytest.raises(ValueError, match="needs features_fn"):
         lj.distances.create("self_lpips")

@@ -52,11 +52,11 @@ def norms_and_confidence(
     return NormsAndConfidence(confidence, l2_norm(attack(key, logits_fn, images, labels) - images))
 
 
-def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
-    """Spearman's rank correlation of two rows of numbers; equal ones share the mean of their ranks.
+def rank_correlation(confidence: ArrayLike, norm: ArrayLike) -> float:
+    """Spearman's rank correlation of confidences and norms, (N,) each; equal ones share the mean of their ranks.
 
-    Numbers that agree in five significant digits are equal: the norms of an attack that ends on its ball would else be
-    ranked by their rounding errors. NaN where one row is constant.
+    Norms that agree in five significant digits are equal: those of an attack that ends on its ball would else be ranked
+    by their rounding errors. NaN where one row is constant.
 
     >>> rank_correlation([1.0, 2.0, 3.0], [0.1, 0.4, 0.9])
     1.0
@@ -65,7 +65,7 @@ def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
     """
     from scipy import stats
 
-    rows = [_significant(np.asarray(row, np.float64)) for row in (a, b)]
+    rows = np.asarray(confidence, np.float64), _significant(np.asarray(norm, np.float64))
     if any(np.ptp(row) == 0 for row in rows):
         return float("nan")
     return float(stats.spearmanr(*rows).statistic)

@@ -182,11 +182,11 @@ def execute(
     count = len(images)
     if count == 0:
         return Execution(images.copy(), np.empty(0, np.int32), (0,) * len(attack.stages))
-    if not batch_sizes:
-        batch_sizes = {max(1, count // part) for part in ((16, 4, 1) if attack.survivors else (1,))}
+    parts = (16, 4, 1) if attack.survivors else (1,)
+    sizes = sorted(batch_sizes or {max(1, count // part) for part in parts})
     standing = Standing.start(attack, images, labels)
     attacked = [0] * (1 + len(attack.stages))
-    for stage, rows in in_batches(attack, run, predict, keys, images, labels, sorted(batch_sizes), standing):
+    for stage, rows in in_batches(attack, run, predict, keys, images, labels, sizes, standing):
         attacked[stage] += rows
     return Execution(standing.adversarial, standing.predictions, tuple(attacked[1:]))
 
@@ -234,7 +234,7 @@ def in_batches(
     def attempt(stage, rows):
         return run(stage.function, keys[rows], images[rows], labels[rows], *stage.arguments)
 
-    attempts = [clean, *(functools.partial(attempt, stage) for stage in attack.stages)]
+    attempts: list[Callable] = [clean, *(functools.partial(attempt, stage) for stage in attack.stages)]
     for stage, function in enumerate(attempts):
         for rows, candidate, predicted in map_batches(function, np.flatnonzero(passed == stage), batch_sizes):
             fooled = predicted != labels[rows]

@@ -100,12 +100,13 @@ def lpips_alexnet(*, weights: str | os.PathLike | None = None) -> FeatureDistanc
         weights themselves, or .npz with the convolutions as ``conv1_w`` (HWIO), ``conv1_b``, ... ``conv5_b``. Required.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: no file given, or it does not fit; says why.
+      FileNotFoundError: no file given, or there is none; says how to make it.
+      ValueError: it does not fit; says why.
     """
     if weights is None:
-        raise ValueError(
-            "distance 'lpips_alexnet' needs weights=FILE. Take torchvision's alexnet-owt-7be5be79.pth and convert it: "
+        raise FileNotFoundError(
+            "distance 'lpips_alexnet' needs weights=FILE (config.evaluation.lpips_alexnet; PAT: config.method.weights)"
+            ". Take torchvision's alexnet-owt-7be5be79.pth and convert it: "
             "`python -m lagrangian_jax.distances.convert alexnet-owt-7be5be79.pth FILE.safetensors`"
         )
     return _lpips_alexnet(weights, AlexNet(stem="imagenet"))

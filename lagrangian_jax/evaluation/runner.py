@@ -104,10 +104,10 @@ def run(
 
     key, mesh = _key(key), _local(mesh)
     examples = Examples(network, images, labels, index)
-    configured, left_out = [], []
+    ready, left_out = [], []
     for row in rows:  # all of them, before the first one takes time
         try:
-            configured.append((row, _configure(row, distances or {})))
+            ready.append((row, configured(row, distances or {})))
         except FileNotFoundError as missing:  # weights of a distance: the rest of a suite is worth having
             if not isinstance(suite, str):
                 raise
@@ -125,7 +125,7 @@ def run(
     programs = Programs(logits_fn, weights, mesh, examples.classes, jax.random.key_impl(key))
     batch = _batch(batch_size, examples, mesh)
     works = []
-    for row, attack in configured:
+    for row, attack in ready:
         work = Work(row, attack, examples, identity | _distance_digest(attack, examples), folder, keep_pictures)
         if not work.finished:
             if attack.name == "autoattack" and not work.begun:
@@ -214,7 +214,8 @@ def _batch(asked: int | None, examples: Examples, mesh: Mesh) -> int:
     return -(-share // -(-share // asked))
 
 
-def _configure(row: Row, given: Mapping[str, Any]) -> Attack:
+def configured(row: Row, given: Mapping[str, Any]) -> Attack:
+    """The attack of a row; ``given``: a distance, or the path of its weights, by name."""
     if row.attack not in attacks.names():
         raise ValueError(
             f"suite: row {row.name!r} needs the attack {row.attack!r}; there are {', '.join(attacks.names())}"

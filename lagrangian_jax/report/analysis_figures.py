@@ -53,7 +53,7 @@ def norm_against_confidence(panels: Mapping[str, Sequence[ArrayLike]]) -> tuple[
         axes[0].set_xlim(-0.03, 1.03)
         axes[0].set_ylim(bottom=0)
         figure.supxlabel("probability of the label on the clean image", color=theme.muted, fontsize=9)
-        figure.supylabel("l2 norm of the perturbation", color=theme.muted, fontsize=9)
+        figure.supylabel("l2 norm of the perturbation (of images in [0, 1])", color=theme.muted, fontsize=9)
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper right", ncols=2, fontsize=8.5, markerscale=2)
 

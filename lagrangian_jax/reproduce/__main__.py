@@ -10,8 +10,10 @@ message says why; 2 wrong usage; 75 asked to stop and the state is saved: run th
 """
 
 import argparse
+import math
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from lagrangian_jax import config as configuration
@@ -28,7 +30,7 @@ def main(argv: list[str]) -> int:
         "--use", action="append", default=[], metavar="NAME=WORKDIR", help="a trained network elsewhere"
     )
     parser.add_argument("--dry-run", action="store_true", help="only says what would be done, and what it costs")
-    parser.add_argument("--rate", type=float, help="passes a second on this device, for the seconds of --dry-run")
+    parser.add_argument("--rate", type=_rate, help="passes a second that --dry-run reckons with; else measured")
     arguments, rest = parser.parse_known_args(argv)
     try:
         configuration.prepare_jax(configuration.default())
@@ -54,15 +56,38 @@ def prepare(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str], 
         raise unknown("preset", arguments.preset, networks.PRESETS)
     if arguments.preset == "quick":
         jax.config.update("jax_disable_most_optimizations", True)  # nearly all of its time is compilation
-    for given in arguments.use:
-        if "=" not in given:
-            raise ValueError(f"--use: expected NAME=WORKDIR, as cifar10-lagrangian=runs/cifar10; got {given!r}")
-    used = {name: pathlib.Path(path) for name, _, path in (given.partition("=") for given in arguments.use)}
-    overrides = networks.read_overrides(rest)
-    known = sorted({work.network.method for experiment in EXPERIMENTS.values() for work in experiment.work})
+    every = {work.network.name: work.network for experiment in EXPERIMENTS.values() for work in experiment.work}
+    known = sorted({network.method for network in every.values()})
     if strange := set(methods) - set(known):
         raise unknown("method", min(strange), known)
-    return names, workbench.Workbench(arguments.workdir, arguments.preset, overrides, used, methods)
+    used = dict(_elsewhere(given, every) for given in arguments.use)
+    overrides = networks.read_overrides(rest)
+    bench = workbench.Workbench(arguments.workdir, arguments.preset, overrides, used, methods)
+    chosen = {name: bench.chosen(EXPERIMENTS[name].work) for name in names}
+    if not any(chosen.values()):
+        there = sorted({work.network.method for name in names for work in EXPERIMENTS[name].work if not work.helps})
+        raise ValueError(f"--methods: {arguments.name} is of {', '.join(there)}; got {arguments.methods!r}")
+    wanted = dict.fromkeys(each.network for work in chosen.values() for each in work)
+    networks.check_overrides(list(wanted), arguments.preset, overrides)
+    return [name for name in names if chosen[name]], bench
+
+
+def _elsewhere(given: str, every: Mapping[str, Any]) -> tuple[str, pathlib.Path]:
+    """The name and the work directory of ``--use``."""
+    name, equals, path = given.partition("=")
+    if not equals or not path:
+        raise ValueError(f"--use: expected NAME=WORKDIR, as cifar10-lagrangian=runs/cifar10; got {given!r}")
+    if name not in every:
+        raise unknown("network", name, every)
+    if not (pathlib.Path(path) / "weights.safetensors").is_file():
+        raise ValueError(f"--use: {path} holds no trained network (weights.safetensors)")
+    return name, pathlib.Path(path)
+
+
+def _rate(text: str) -> float:
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of passes above 0, got {text}")
+    return float(text)
 
 
 def show_plan(names: list[str], bench: Any, rate: float | None) -> None:
@@ -81,8 +106,6 @@ def make(names: list[str], bench: Any) -> None:
     missing: list[str] = []
     for name in names:
         bench.left_out.clear()
-        if not bench.chosen(EXPERIMENTS[name].work):
-            continue  # nothing of it is asked for
         try:
             outcome = EXPERIMENTS[name].make(bench, EXPERIMENTS[name].work)
         except (ValueError, FileNotFoundError, configuration.NotFinite) as error:

@@ -51,7 +51,7 @@ def multipliers(bench: Workbench, work: Sequence[Work]) -> Outcome:
         columns[f"{name}_{estimator}"] = f"{'CE' if loss == 'cross_entropy' else loss}, {bound:g}, {estimator}"
     outcome = Outcome(columns, paper.TABLE3, paper.METHODS)
     outcome.remarks.append(
-        "Derivative of the adversarial loss by the l2 budget, over all test images, misclassified ones too. Mean and "
+        "Derivative of the adversarial loss by the l2 budget, over the test images, misclassified ones too. Mean and "
         "Std (of the population) are of the cross-entropy at a budget of 1.0, by central difference; the paper tells "
         "neither loss, budget nor estimator. The other columns are means by loss, budget and estimator."
     )
@@ -125,7 +125,7 @@ def ratios(bench: Workbench, work: Sequence[Work]) -> Outcome:
         outcome.take(network, found)
         try:
             functions, variables = _foreground_fn(bench, network.config, outcome)
-            attacks = [bench.attack_of(row) for row in suites.rows(rows)]
+            attacks = [bench.attack_of(found, row) for row in suites.rows(rows)]
         except (ValueError, FileNotFoundError, NotFinite) as error:  # no foreground, or no weights of LPIPS
             bench.left_out.append(f"{network.config}: {error}")
             continue
@@ -165,7 +165,7 @@ def pictures(bench: Workbench, work: Sequence[Work]) -> Outcome:
         keys = runner.example_keys(jax.random.key(found.config.seed), "pictures", images.indices)
         perturbations = {}
         for penalty, row in zip(columns, suites.rows(rows), strict=True):
-            adversarial = bench.attack_of(row)(keys, logits_fn, pixels, jnp.asarray(images.labels))
+            adversarial = bench.attack_of(found, row)(keys, logits_fn, pixels, jnp.asarray(images.labels))
             perturbations[penalty] = np.asarray(adversarial - pixels)
             ratios_shown = foreground_to_background(adversarial - pixels, foreground)
             for index, ratio in zip(images.indices, ratios_shown, strict=True):
@@ -194,13 +194,13 @@ def norm_against_confidence(bench: Workbench, work: Sequence[Work]) -> Outcome:
     outcome = Outcome(columns, {}, {row.name: row.label for row in FIGURE2}, heading="Attack")
     outcome.remarks.append(
         "Spearman's rank correlation of the perturbation's l2 norm with the probability of the label on the clean "
-        "image, over all test images, on the network trained with the Lagrangian attack. The paper prints no numbers."
+        "image, over the test images, on the network trained with the Lagrangian attack. The paper prints no numbers."
     )
     panels = {}
     for network, found, (_, rows, *_) in paired(bench, work):
         outcome.take(network, found)
         for row in suites.rows(rows):
-            attack = bench.attack_of(row)
+            attack = bench.attack_of(found, row)
 
             def measure(keys, logits_fn, images, labels, attack=attack):
                 return norms_and_confidence(keys, attack, logits_fn, images, labels)._asdict()

@@ -57,8 +57,25 @@ def load(network: Network, preset: str, overrides: Mapping[str, Sequence[tuple[s
         raise unknown("preset", preset, PRESETS)
     config = quick(network) if preset == "quick" else configuration.load(spec(network, preset))
     for field, value in overrides.get(network.configuration(preset), ()):
-        configuration.set_field(config, field, value)
+        if _concerns(field, config):
+            configuration.set_field(config, field, value)
     return config
+
+
+def _concerns(field: str, config: ConfigDict) -> bool:
+    """A parameter of a method is set for the methods that have it."""
+    group, _, name = field.partition(".")
+    return group != "method" or name in config.method
+
+
+def check_overrides(wanted: Sequence[Network], preset: str, overrides: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """Raises ValueError for an unknown field, a wrong value, or one that none of the networks has."""
+    configs = [(network.configuration(preset), load(network, preset, overrides)) for network in wanted]
+    for name, fields in overrides.items():
+        for field, value in fields:
+            if not any(name == of and _concerns(field, config) for of, config in configs):
+                used = ", ".join(sorted({of for of, _ in configs}))
+                raise ValueError(f"--{name}.{field}={value} concerns no network that is asked for; they are of {used}")
 
 
 def read_overrides(arguments: Sequence[str]) -> dict[str, list[tuple[str, str]]]:

@@ -77,7 +77,9 @@ def table(found: Mapping[str, Any]) -> Table:
             lines.append([label, "paper", *(_cell(row["paper"].get(key)) for key in columns)])
         if row["difference"]:
             lines.append(["", "difference", *(_cell(row["difference"].get(key), "+") for key in columns)])
-    about = f"Preset {found['preset']!r}; {found['device']['count']} x {found['device']['kind']}."
+    counts = {network["data"].get("examples") for network in found["networks"].values()} - {None}
+    images = f"; {', '.join(f'{count:,}' for count in sorted(counts))} test images" if counts else ""
+    about = f"Preset {found['preset']!r}; {found['device']['count']} x {found['device']['kind']}{images}."
     notes = [about, *found["remarks"], *(f"Left out: {reason}" for reason in found["left_out"])]
     header = [found["heading"], *[""] * printed, *(found["columns"][key] for key in columns)]
     return Table(header, lines, left=1 + printed, notes=notes)
@@ -85,4 +87,4 @@ def table(found: Mapping[str, Any]) -> Table:
 
 def _cell(value: Any, sign: str = "") -> str:
     finite = isinstance(value, int | float) and math.isfinite(value)
-    return f"{value:{sign}.2f}" if finite else ABSENT
+    return f"{round(value, 2) + 0.0:{sign}.2f}" if finite else ABSENT  # never -0.00

@@ -157,7 +157,7 @@ def norms(bench: Workbench, work: Sequence[Work]) -> Outcome:
     names = {key: tables.heading(key) for key in paper.TABLE7} | {"lagrangian": "Ours, as in training"}
     outcome = Outcome(headings, paper.TABLE7, names, heading="Attack")
     outcome.remarks.append(
-        "Means over all test images, of images in [0, 1]. The paper's PGD0 cannot be right: ten pixels of three "
+        "Means over the test images, of images in [0, 1]. The paper's PGD0 cannot be right: ten pixels of three "
         "channels differ by at most 5.48; it repeats the entry of Elastic."
     )
     for network, found, (_, rows, *_) in paired(bench, work):
@@ -186,7 +186,7 @@ def curves_against(norm: str) -> Callable[[Workbench, Sequence[Work]], Outcome]:
             values = [100 * attack.accuracy for attack in result.attacks]
             outcome.rows[network.method] = dict(zip(columns, values, strict=True))
         curves = {paper.METHODS[method]: (bounds, list(values.values())) for method, values in outcome.rows.items()}
-        unit = "linf norm, 1/255" if norm == "linf" else "l2 norm"
+        unit = "linf norm, 1/255" if norm == "linf" else "l2 norm, of images in [0, 1]"
         outcome.figure = analysis_figures.accuracy_against_bound(curves, unit)
         outcome.remarks.append("The paper prints the curves without their numbers. Columns are bounds.")
         return outcome

@@ -132,6 +132,8 @@ class Workbench:
         Under "quick" with a third of the rows where they differ in a number alone: each takes a while to compile.
         """
         wanted = [each for each in work if not self.methods or each.helps or each.network.method in self.methods]
+        if all(each.helps for each in wanted):
+            return []
         long = [self.preset == "quick" and not isinstance(each.rows, str) and len(each.rows) > 6 for each in wanted]
         return [each._replace(rows=each.rows[::3]) if cut else each for each, cut in zip(wanted, long, strict=True)]
 
@@ -178,13 +180,10 @@ class Workbench:
             return rows if isinstance(rows, str) else tuple(rows)
         return tuple(shortened(row) for row in suites.rows(rows))
 
-    def attack_of(self, row: Row) -> Attack:
+    def attack_of(self, found: Trained, row: Row) -> Attack:
         """The attack of a row, for an analysis."""
         (row,) = suites.rows(self.suite((row,)))
-        parameters = dict(row.parameters)
-        if isinstance(parameters.get("distance"), str):
-            parameters["distance"] = distances.create(parameters["distance"])
-        return attacks.create(row.attack, **parameters)
+        return runner.configured(row, evaluate.distance_weights(found.config))
 
     def analyse(
         self,
