@@ -123,6 +123,11 @@ class TestNorms:
         assert analysis.rank_correlation(a, b) == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
         assert analysis.rank_correlation(b, -(b**3)) == pytest.approx(-1)
 
+    def test_a_network_that_is_sure_has_ranks(self):
+        """Confidences that differ in the sixth digit and beyond."""
+        confidence = 1 - np.logspace(-6, -9, 50)
+        assert analysis.rank_correlation(confidence, np.linspace(1, 2, 50)) == pytest.approx(1)
+
     def test_rounding_errors_are_no_ranks(self):
         """The norms of an attack that ends on its ball, but for three images."""
         rng = np.random.default_rng(0)

@@ -38,8 +38,8 @@ TRIALS = {
     "threshold_linf": (dict(bound=0.06, step_size=0.015), LINF),
     "threshold_l2": (dict(bound=0.8, step_size=0.2), L2),
     "pat": (dict(distance="l2", bound=0.8), L2),
-    "jpeg": (dict(bound=2.0), ("jpeg", dict(bound=2.0, steps=20))),
-    "carlini_wagner": (dict(steps=20, search_steps=2), ("pgd_l2", dict(bound=0.5, steps=20))),
+    "jpeg": (dict(bound=0.5), ("jpeg", dict(bound=0.5, steps=20))),
+    "carlini_wagner": (dict(steps=20, search_steps=2), L2),
 }
 
 

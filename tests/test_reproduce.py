@@ -15,11 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 from lagrangian_jax import data, models
-from lagrangian_jax import main as training_door
 from lagrangian_jax.evaluation import Row, suites
 from lagrangian_jax.models.resnet import ResNet
 from lagrangian_jax.reproduce import __main__ as door
-from lagrangian_jax.reproduce import cost, networks, output, paper
+from lagrangian_jax.reproduce import cost, networks, output, paper, plan, workbench
 from lagrangian_jax.reproduce.experiment import Outcome
 from lagrangian_jax.reproduce.experiments import EXPERIMENTS
 from lagrangian_jax.reproduce.networks import Network
@@ -107,17 +106,41 @@ def test_dry_run_says_what_and_how_much(tmp_path, capsys):
     assert f"{command}--workdir={tmp_path / 'out' / 'networks' / 'cifar10-lagrangian'}\n" in text
     assert "cifar10-pat" not in text
     passes = 100_000 * 13 + 150_000 * 3  # 2 adversarial epochs of 50,000, 3 clean ones
-    assert f"{passes:.3g} passes\n    {passes / 1000:,.0f} s at 1000 passes a second" in text
+    assert f"{passes:.3g} passes, {passes / 1000:,.0f} s at 1,000 passes a second\n" in text
     assert "10,000 test images" in text
     assert not (tmp_path / "out").exists()
 
 
-def test_dry_run_without_a_rate_invents_no_seconds(tmp_path, capsys):
+def test_dry_run_without_a_rate_measures_it_once_a_network(tmp_path, monkeypatch, capsys):
+    measured = []
+    monkeypatch.setattr(plan, "measured_rate", lambda config: measured.append(config.network.name) or 500.0)
     assert door.main(["all", f"--workdir={tmp_path}", "--dry-run", "--preset=quick"]) == 0
+    assert len(measured) == 2  # the one that is attacked, and the one that segments
     text = capsys.readouterr().out
-    assert not re.search(r"\d s\b|second", text)
     for experiment in EXPERIMENTS.values():
         assert all(work.network.name in text for work in experiment.work)
+    passes, seconds = re.search(r"Sum: (.*) passes, ([0-9,]*) s\n", text).groups()
+    assert float(passes) / 500 == pytest.approx(float(seconds.replace(",", "")), rel=0.01)
+    parts = [float(part.replace(",", "")) for part in re.findall(r" passes, ([0-9,]*) s at 500 passes", text)]
+    assert sum(parts) == pytest.approx(float(seconds.replace(",", "")), abs=len(parts) / 2)
+
+
+def test_the_rate_is_that_of_gradients(monkeypatch):
+    """Two calls of 32 images fit into a second of this clock; a gradient is two passes."""
+    clock = iter([0.0, 0.5, 0.9, 1.6, 1.6])
+    monkeypatch.setattr(plan, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    config = networks.load(Network("cifar10", "lagrangian"), "quick", {})
+    assert plan.measured_rate(config) == pytest.approx(2 * 2 * 32 / 1.6)
+
+
+def test_plan_counts_validation_and_quotes(tmp_path, capsys):
+    arguments = ["table1", f"--workdir={tmp_path / 'a b'}", "--dry-run", "--methods=trades pgd_l2", "--rate=1e3"]
+    assert door.main([*arguments, "--cifar10.data.validation=1000", "--cifar10.train.epochs=5"]) == 0
+    text = capsys.readouterr().out
+    assert f"'--workdir={tmp_path / 'a b'}/networks/cifar10-pgd_l2'" in text
+    # 2 epochs of PGD-10, 3 clean ones; 1,000 images under PGD in 10 steps after each of 5, and their clean prediction.
+    passes = 2 * 49_000 * 23 + 3 * 49_000 * 3 + 5 * 1000 * (21 + 1)
+    assert f"; 147,000 clean ones; 5,000 held out\n    {passes:.3g} passes" in text
 
 
 @pytest.mark.parametrize("preset", networks.PRESETS)
@@ -136,6 +159,17 @@ def test_every_network_has_a_configuration(preset):
         (["table1", "--cifar.train.epochs=1"], "did you mean 'cifar10'"),
         (["table1", "--epochs=1"], "--cifar10.field=value"),
         (["table1", "--use=runs/cifar10"], "NAME=WORKDIR"),
+        (["table1", "--use=cifar10-trades="], "NAME=WORKDIR"),
+        (["table1", "--use=cifar10-lagrangain=runs/cifar10"], "did you mean 'cifar10-lagrangian'"),
+        (["table1", "--use=cifar10-trades=nowhere"], "nowhere holds no trained network"),
+        (["table1", "--methods=tradse"], "did you mean 'trades'"),
+        (["table5", "--methods=jpeg"], "table5 is of lagrangian, msd, pat, pgd_l2, pgd_linf; got 'jpeg'"),
+        (["f2b", "--methods=pgd_l2"], "f2b is of lagrangian; got 'pgd_l2'"),
+        (["figure2", "--flowers.train.epochs=3"], "concerns no network that is asked for; they are of cifar10"),
+        (["figure2", "--preset=quick", "--cifar10.train.epochs=3"], "they are of digits"),
+        (["table1", "--cifar10.train.epoch=3"], "did you mean 'epochs'"),
+        (["table1", "--cifar10.train.epochs=many"], "train.epochs"),
+        (["table1", "--cifar10.method.bownd=3"], "method.bownd=3 concerns no network"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments, expected, tmp_path, capsys):
@@ -145,12 +179,47 @@ def test_wrong_usage_is_one_line(arguments, expected, tmp_path, capsys):
     assert expected in message
 
 
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("train.batch_size=0", "train.batch_size: expected"),
+        ("data.name=nonsense", "unknown data set 'nonsense'"),
+        ("data.validation=60000", "data.validation: expected 0 to 49999"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(field, expected, tmp_path, capsys):
+    assert door.main(["figure2", "--dry-run", "--rate=1", f"--workdir={tmp_path}", f"--cifar10.{field}"]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert expected in message
+
+
+@pytest.mark.parametrize("rate", ["0", "-5", "nan", "inf", "fast"])
+def test_a_rate_is_a_number_above_zero(rate, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        door.main(["figure2", "--dry-run", f"--rate={rate}", f"--workdir={tmp_path}"])
+    assert exit.value.code == 2
+    assert "argument --rate:" in capsys.readouterr().err
+
+
+def test_a_method_s_parameter_is_set_where_there_is_one():
+    overrides = {"cifar10": [("method.bound", "0.25"), ("method.weights", "w.npz")]}
+    wanted = [Network("cifar10", method) for method in ("pat", "pgd_l2", "lagrangian")]
+    networks.check_overrides(wanted, "paper", overrides)
+    pat, pgd, lagrangian = (networks.load(network, "paper", overrides).method for network in wanted)
+    assert (pat.bound, pat.weights, pgd.bound) == (0.25, "w.npz", 0.25)
+    assert "bound" not in lagrangian
+    with pytest.raises(ValueError, match=r"--cifar10.method.weights=w.npz concerns no network"):
+        networks.check_overrides(wanted[1:], "paper", overrides)
+
+
 # ---- Results ------------------------------------------------------------------------------------
 
 
 def test_table_shows_the_difference():
     found = {
         "preset": "paper",
+        "networks": {name: {"data": {"examples": count}} for name, count in (("a", 10_000), ("b", 1000), ("c", 1000))},
         "device": {"count": 1, "kind": "cpu"},
         "heading": "Method",
         "columns": {"clean": "Clean", "l2": "l2", "linf": "linf"},
@@ -161,7 +230,7 @@ def test_table_shows_the_difference():
                 "paper": {"clean": 80.43},
                 "difference": {"clean": 80.0 - 80.43},
             },
-            {"label": "Other", "here": {"clean": 90.0}, "paper": {}, "difference": {}},
+            {"label": "Other", "here": {"clean": 90.0}, "paper": {"clean": 90.001}, "difference": {"clean": -0.001}},
             {"label": "Not run", "here": {}, "paper": {"linf": 40.0}, "difference": {}},
         ],
         "remarks": ["A remark."],
@@ -174,14 +243,26 @@ def test_table_shows_the_difference():
         ["", "paper", "80.43", "–"],
         ["", "difference", "-0.43", "–"],
         ["Other", "here", "90.00", "–"],
+        ["", "paper", "90.00", "–"],
+        ["", "difference", "+0.00", "–"],
         ["Not run", "paper", "–", "40.00"],
     ]
-    assert table.notes[1:] == ["A remark.", "Left out: imagenet100: no data"]
+    assert table.notes == [
+        "Preset 'paper'; 1 x cpu; 1,000, 10,000 test images.",
+        "A remark.",
+        "Left out: imagenet100: no data",
+    ]
 
 
 def test_table_without_printed_numbers_has_no_column_for_them():
     rows = [{"label": "Ours", "here": {"1": 50.0}, "paper": {}, "difference": {}}]
-    found = {"preset": "slim", "device": {"count": 1, "kind": "cpu"}, "heading": "Method", "columns": {"1": "1"}}
+    found = {
+        "preset": "slim",
+        "networks": {},
+        "device": {"count": 1, "kind": "cpu"},
+        "heading": "Method",
+        "columns": {"1": "1"},
+    }
     table = output.table({**found, "rows": rows, "remarks": [], "left_out": []})
     assert (table.header, table.rows, table.left) == (["Method", "1"], [["Ours", "50.00"]], 1)
 
@@ -271,7 +352,7 @@ def test_result_says_what_it_is_of(quick):
 def test_what_is_done_is_not_done_again(quick, monkeypatch, capsys):
     arguments, folder = quick
     before = (folder / "table5.json").read_text()
-    monkeypatch.setattr(training_door, "train_and_keep", None)
+    monkeypatch.setattr(workbench, "train_and_keep", None)
     assert door.main(arguments) == 0
     assert (folder / "table5.json").read_text() == before
     assert door.main([*arguments, "--dry-run"]) == 0

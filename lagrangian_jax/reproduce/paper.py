@@ -55,6 +55,7 @@ TABLE1 = {
     },
 }
 
+# The clean 70.25 and the unseen mean 53.21 are not in the sources at hand and could not be checked again.
 TABLE2 = {
     "pgd_l2": {"linf": 40.54},
     "pgd_linf": {"linf": 50.35},

@@ -78,7 +78,7 @@ class _Clock:
     def takes(self, passes: float, config: ConfigDict) -> str:
         rate = self._given or self._rate(config)
         self.passes, self.seconds = self.passes + passes, self.seconds + passes / rate
-        return f"{passes:.3g} passes, {passes / rate:,.0f} s at {rate:.3g} passes a second"
+        return f"{passes:.3g} passes, {passes / rate:,.0f} s at {rate:,.0f} passes a second"
 
     def _rate(self, config: ConfigDict) -> float:
         what = {**configuration.plain(config.network), "precision": config.precision, "size": config.data.image_size}
