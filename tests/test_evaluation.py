@@ -412,6 +412,14 @@ def test_an_attack_goes_on_where_it_was_left(examples, tmp_path, monkeypatch, ro
     assert result[row.name].gradient_evaluations == pytest.approx(whole[row.name].gradient_evaluations)
 
 
+def test_files_of_another_version_are_not_overwritten(examples, tmp_path, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr(files, "VERSION", 1)
+        run(examples, [ROWS[2]], workdir=tmp_path)
+    with pytest.raises(ValueError, match="version of the file is 1 there, 2 here"):
+        run(examples, [ROWS[2]], workdir=tmp_path)
+
+
 def test_asked_to_stop_in_the_last_chunk_it_stops_and_keeps_the_attack(examples, reference, tmp_path):
     with pytest.raises(Interrupted, match="stopped at none, 23 of 23 images done"):
         run(examples, workdir=tmp_path, batch_size=23, stop=lambda: True)
@@ -438,7 +446,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("row", [ROWS[1], RESTARTS])
-def test_the_batch_is_halved_when_memory_runs_out(examples, monkeypatch, row):
+def test_the_batch_is_halved_when_memory_runs_out(examples, tmp_path, monkeypatch, row):
     whole = run(examples, [row])
     compile_ = programs.Programs._program
 
@@ -451,6 +459,10 @@ def test_the_batch_is_halved_when_memory_runs_out(examples, monkeypatch, row):
     result = run(examples, [row])
     assert_same(result, whole, exact=False)
     assert result.failures == (f"{row.name}: a batch of 8 did not fit into the device's memory; it went on with 2",)
+    with pytest.raises(Interrupted):
+        run(examples, [row], workdir=tmp_path, stop=lambda: True)
+    monkeypatch.setattr(programs.Programs, "_program", compile_)  # goes on where there is more of it
+    assert run(examples, [row], workdir=tmp_path).failures == result.failures
 
 
 def test_other_errors_of_the_runtime_are_raised(examples, monkeypatch):

@@ -25,7 +25,7 @@ PROGRAM = textwrap.dedent("""
     from lagrangian_jax import main, models
     from lagrangian_jax.evaluation import work
     from lagrangian_jax.models.resnet import ResNet
-    work.SAVE_SECONDS = 0.0  # unfinished attacks are saved after every chunk
+    work.SAVE_SECONDS = 0.0  # unfinished attacks are saved after every batch
     models.MODELS["tiny"] = functools.partial(ResNet, stages=(1,), width=4)
 """)
 RUN = "\nsys.exit(main.main(sys.argv[1:]))\n"

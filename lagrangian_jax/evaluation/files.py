@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lagrangian_jax.evaluation.result import plain
 
-VERSION = 1  # of the files
+VERSION = 2  # of the files
 
 
 class Damaged(Exception):

@@ -46,7 +46,6 @@ class Work:
         self._path = None if folder is None else folder / f"{row.name}.npz"
         self._unfinished = None if folder is None else folder / f".{row.name}.unfinished"
         self.notes: list[str] = []
-        self._fitted = 2**31
         self._first = 0 if attack.survivors else 1  # of `attacks.Standing.passed`
         count, pictures = examples.count, min(pictures, examples.count)
         self._state = {
@@ -59,6 +58,7 @@ class Work:
             # Sums over examples: forward passes, gradients, whether these are bounds, and examples that each stage saw.
             "costs": np.zeros(3 + len(attack.stages)),
             "seconds": np.zeros(2),  # running, compiling
+            "fitted": np.array(2**31),  # the largest batch that memory held
         }
         if self._load(self._path):
             self._drop_unfinished()
@@ -173,9 +173,11 @@ class Work:
         run: Any = programs.run  # on the host, where an attack is also given functions of the device
         predict: Any = programs.predict
         ran = np.zeros(1 + len(self.attack.stages), int)
+        stopped = stop() if not len(chunk) else False
         for stage, count in attacks.in_batches(self.attack, run, predict, keys[chunk], images, labels, sizes, standing):
             ran[stage] += count
-            if stop() or time.perf_counter() - start > SAVE_SECONDS:
+            stopped = stop()
+            if stopped or time.perf_counter() - start > SAVE_SECONDS:
                 break
         pictures = chunk < len(self._state["pictures"])
         compiling = programs.compile_seconds - compiled
@@ -189,7 +191,7 @@ class Work:
             "costs": self._costs(programs, ran),
             "seconds": np.array([time.perf_counter() - start - compiling, compiling]),
             "fitted": np.array(programs.largest or sizes[-1]),
-            "stop": np.array(stop()),
+            "stop": np.array(stopped),
         }
 
     def _merge(self, found: Mapping[str, np.ndarray]) -> bool:
@@ -201,7 +203,7 @@ class Work:
                 state[name][part["rows"]] = part[name]
             state["pictures"][part["picture_rows"]] = part["pictures"]
             state["costs"] += part["costs"]
-            self._fitted = min(self._fitted, int(part["fitted"]))
+            state["fitted"] = np.minimum(state["fitted"], part["fitted"])
         state["seconds"] += np.max([part["seconds"] for part in everyone], axis=0)
         return any(part["stop"] for part in everyone)
 
@@ -220,9 +222,9 @@ class Work:
     def _warn(self, batch: int) -> None:
         """Notes that a reader of the finished rows must have."""
         rows = self.rows()
-        if self._fitted < batch:
+        if self._state["fitted"] < batch:
             self.notes.append(
-                f"a batch of {batch} did not fit into the device's memory; it went on with {self._fitted}"
+                f"a batch of {batch} did not fit into the device's memory; it went on with {self._state['fitted']}"
             )
         lost = int(np.sum(rows["prediction"] < 0))
         if lost:
