@@ -433,9 +433,47 @@ def test_unknown_names_and_values():
         methods.create("trades", bta=1.0)
     with pytest.raises(ValueError, match=r"unknown distance 'lpips'"):
         methods.create("pat", distance="lpips")
-    with pytest.raises(ValueError, match=r"method\.multiplier_spread: expected 1 or more; got 0\.5"):
-        methods.create("lagrangian", multiplier_spread=0.5)
-    with pytest.raises(ValueError, match=r"method\.statistics: expected eval or batch with 'ddn'; got 'train'"):
+    with pytest.raises(ValueError, match="method 'ddn': statistics must be 'eval' or 'batch'; got 'train'"):
         methods.create("ddn", statistics="train")
-    with pytest.raises(ValueError, match=r"method\.search_statistics: expected train or batch or eval .*; got 'evl'"):
+    with pytest.raises(ValueError, match=r"method 'mma': search_statistics must be 'train' or .*; got 'evl'"):
         methods.create("mma", search_statistics="evl")
+    with pytest.raises(ValueError, match=r"method 'pgd_linf': bound must be a number, 0 or larger; got -1\.0"):
+        methods.create("pgd_linf", bound=-1.0)
+    with pytest.raises(ValueError, match="method 'pgd_l2': step_size must be a positive number; got None"):
+        methods.create("pgd_l2", step_size=None)  # has no default of the attack to fall back on
+    methods.create("jpeg", step_size=None)  # has one
+
+
+BAD = {  # what a parameter of that name does not take, besides what is no number
+    "levels": (1, 2.5, True),
+    "kappa": (),
+    **dict.fromkeys(("steps", "search_steps"), (0, -3, 2.5, None)),
+    **dict.fromkeys(("gamma", "init_norm", "initial_const", "decay", "largest", "smallest"), (0.0, -1.0, None)),
+    **dict.fromkeys(("gamma", "clean_weight", "rate"), (-0.1, 1.1)),
+    "multiplier_spread": (0.5, -2.0, None),
+    "max_norm": (0.0, -1.0),
+}
+NUMERIC = [
+    (method, parameter)
+    for method in (*methods.names(), "segmentation")
+    for parameter in methods.parameters(method)
+    if parameter not in ("statistics", "search_statistics", "distance", "weights", "random_start", "scaled")
+]
+
+
+@pytest.mark.parametrize(("method", "parameter"), NUMERIC)
+def test_every_number_is_checked(method, parameter):
+    size = (0.0, -0.1) if parameter.startswith("step_size") else (-0.1,)
+    for value in ("x", float("nan"), *BAD.get(parameter, size)):
+        with pytest.raises(ValueError, match=f"^method '{method}': {parameter} must be .*; got {value!r}$"):
+            methods.create(method, **{parameter: value})
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_default_passes(name):
+    values = methods.parameters(name)
+    methods.create(name, **values)
+    for parameter, value in values.items():
+        if isinstance(value, bool | str):
+            with pytest.raises(ValueError, match=rf"{parameter}.* 7"):
+                methods.create(name, **{parameter: 7})

@@ -8,7 +8,6 @@
 
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +38,7 @@ from lagrangian_jax.attacks.carlini_wagner import carlini_wagner
 from lagrangian_jax.attacks.lagrangian import lagrangian
 from lagrangian_jax.attacks.msd import msd
 from lagrangian_jax.attacks.perceptual import fast_lpa, lpa, ppgd
+from lagrangian_jax.attacks.ranges import RANGES, check_ranges
 from lagrangian_jax.names import unknown
 
 # Plain attacks: (key, logits_fn, images, labels, **parameters) -> adversarial images.
@@ -121,7 +121,7 @@ def create(name: str, **parameters: Any) -> Attack:
         if parameter not in valid:
             raise unknown(f"parameter of attack {name!r}:", parameter, valid)
     values = {**defaults, **parameters}
-    _check(name, values)
+    check_ranges(f"attack {name!r}", values, RANGES)
     if name in STAGED:
         return Attack(name, values, tuple(function(**values)), survivors=True)
     restarts = values.pop("restarts", None) or 1
@@ -141,65 +141,3 @@ def create(name: str, **parameters: Any) -> Attack:
 def _defaults(function: Callable) -> dict[str, Any]:
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "bound": (lambda v: _number(v) and v >= 0, "a number, 0 or larger"),
-    "steps": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
-    "restarts": (
-        lambda v: v is None or (_integer(v) and v >= 1),
-        "an integer, 1 or larger, or None for the attack's default",
-    ),
-    "targets": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
-    "queries": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
-    "rho": (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1"),
-    "share": (lambda v: _number(v) and 0 < v <= 1, "a number over 0, up to 1"),
-    "step_size": (lambda v: v is None or (_number(v) and v > 0), "a positive number, or None for the attack's default"),
-    "keep": (lambda v: v in ("last", "best"), "'last' or 'best'"),
-    "norm": (lambda v: v in ("linf", "l2"), "'linf' or 'l2'"),
-    "rounds": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
-    "solver_steps": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
-    "projection": (lambda v: v in ("none", "bisection", "newton"), "'none', 'bisection' or 'newton'"),
-    "projection_steps": (lambda v: v is None or (_integer(v) and v >= 1), "an integer, 1 or larger, or None"),
-    "probe": (lambda v: v in ("forward", "backward"), "'forward' or 'backward'"),
-    "group": (lambda v: v is None or (_integer(v) and v >= 1), "an integer, 1 or larger, or None"),
-    "pixels": (lambda v: v is None or (_integer(v) and v >= 1), "an integer, 1 or larger"),
-    "max_pixels": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
-    "iterations": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
-    "candidates": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
-    "batch_size": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
-    "sinkhorn_steps": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
-    "smoothness": (lambda v: _number(v) and v >= 0, "a number, 0 or larger"),
-    "regularisation": (lambda v: _number(v) and v > 0, "a positive number"),
-    "power": (lambda v: _number(v) and v > 0, "a positive number"),
-    "gamma": (lambda v: _number(v) and 0 < v < 1, "a number between 0 and 1"),
-    "init_norm": (lambda v: _number(v) and v > 0, "a positive number"),
-    "max_norm": (lambda v: v is None or (_number(v) and v > 0), "a positive number, or None"),
-    "levels": (lambda v: v is None or (_integer(v) and v >= 2), "an integer, 2 or larger, or None"),
-    "search_steps": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
-    "initial_const": (lambda v: _number(v) and v > 0, "a positive number"),
-    "overshoot": (lambda v: _number(v) and v >= 0, "a number, 0 or larger"),
-    "classes": (lambda v: _integer(v) and v >= 2, "an integer, 2 or larger"),
-    "smoothing": (lambda v: _number(v) and 0 < v < 1, "a number between 0 and 1"),
-    "init_distance": (lambda v: _number(v) and v > 0, "a positive number"),
-    "check_every": (lambda v: _integer(v) and v >= 1, "an integer, 1 or larger"),
-    "variance": (lambda v: _number(v) and v >= 0, "a number, 0 or larger"),
-    **{f"bound_{norm}": (lambda v: _number(v) and v >= 0, "a number, 0 or larger") for norm in ("linf", "l2", "l1")},
-    **{f"step_size_{norm}": (lambda v: _number(v) and v > 0, "a positive number") for norm in ("linf", "l2", "l1")},
-    "distance": (callable, "a distance, e.g. lagrangian_jax.distances.create('lpips_alexnet_cifar')"),
-    "kappa": (lambda v: isinstance(v, (int, float)) and not math.isnan(v), "a number"),
-}
-
-
-def _check(name: str, values: dict[str, Any]) -> None:
-    for parameter, (holds, expected) in _RULES.items():
-        if parameter in values and not holds(values[parameter]):
-            raise ValueError(f"attack {name!r}: {parameter} must be {expected}; got {values[parameter]!r}")
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from lagrangian_jax.attacks.ranges import RANGES, check_ranges, number
 from lagrangian_jax.methods.carlini_wagner import carlini_wagner
 from lagrangian_jax.methods.ddn import ddn
 from lagrangian_jax.methods.iaat import iaat
@@ -45,6 +46,24 @@ AUXILIARY: dict[str, Callable[..., Method]] = {"segmentation": segmentation}
 # Their attacks carry no state, so they cannot update the running averages on the way.
 WITHOUT_STATE = ("ddn", "pat", "jpeg", "carlini_wagner")
 
+# What parameters may be, by name: those of the attacks, and those that a method has besides or takes in another form.
+_RANGES = {
+    **RANGES,
+    "step_size": (lambda v: number(v) and v > 0, "a positive number"),
+    "multiplier_spread": (lambda v: number(v) and v >= 1, "a number, 1 or larger"),
+    "scaled": (lambda v: isinstance(v, bool), "True or False"),
+    "beta": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "largest": (lambda v: number(v) and v > 0, "a positive number"),
+    "smallest": (lambda v: number(v) and v > 0, "a positive number"),
+    "clean_weight": (lambda v: number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "increment": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "rate": (lambda v: number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "warmup": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "weight": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "distance": (lambda v: isinstance(v, str), "the name of a distance"),
+    "weights": (lambda v: isinstance(v, str), "the path of a file, or ''"),
+}
+
 __all__ = ["METHODS", "Batch", "Crafted", "Method", "Network", "Outcome", "create", "names", "parameters"]
 
 
@@ -72,12 +91,13 @@ def create(name: str, **values: Any) -> Method:
     [0.25 0.25 0.25]
     """
     valid = parameters(name)
-    modes = ("eval", "batch") if name in WITHOUT_STATE else STATISTICS
-    for field, value in values.items():
+    for field in values:
         if field not in valid:
             raise unknown(f"parameter of method {name!r}:", field, valid)
-        if field in ("statistics", "search_statistics") and value not in modes:
-            raise ValueError(f"method.{field}: expected {' or '.join(modes)} with {name!r}; got {value!r}")
+    modes = ("eval", "batch") if name in WITHOUT_STATE else STATISTICS
+    mode = (lambda v: v in modes, " or ".join(map(repr, modes)))
+    given = {field: value for field, value in values.items() if value is not None or valid[field] is not None}
+    check_ranges(f"method {name!r}", given, {**_RANGES, "statistics": mode, "search_statistics": mode})
     return _find(name)(**values)
 
 

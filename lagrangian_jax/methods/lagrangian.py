@@ -35,9 +35,6 @@ def lagrangian(
     the cross-entropy.
     """
 
-    if multiplier_spread < 1:
-        raise ValueError(f"method.multiplier_spread: expected 1 or more; got {multiplier_spread}")
-
     def craft(keys, network, batch, memory, epoch):
         own = multiplier * random_factors(fold_in(keys, 1), multiplier_spread) if multiplier_spread > 1 else multiplier
         images, batch_stats = lagrangian_with_state(

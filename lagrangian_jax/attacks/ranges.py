@@ -1,0 +1,83 @@
+"""What each parameter of an attack or of a training method may be, by its name."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+def number(value: Any) -> bool:
+    """Whether it is a finite number, and not a truth value."""
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def integer(value: Any) -> bool:
+    """Whether it is an integer, and not a truth value."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+# For each name whether a value is in the range, and the range in words.
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "bound": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "steps": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
+    "restarts": (
+        lambda v: v is None or (integer(v) and v >= 1),
+        "an integer, 1 or larger, or None for the attack's default",
+    ),
+    "targets": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
+    "queries": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
+    "rho": (lambda v: number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "share": (lambda v: number(v) and 0 < v <= 1, "a number over 0, up to 1"),
+    "step_size": (lambda v: v is None or (number(v) and v > 0), "a positive number, or None for the attack's default"),
+    "keep": (lambda v: v in ("last", "best"), "'last' or 'best'"),
+    "norm": (lambda v: v in ("linf", "l2"), "'linf' or 'l2'"),
+    "rounds": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
+    "solver_steps": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
+    "projection": (lambda v: v in ("none", "bisection", "newton"), "'none', 'bisection' or 'newton'"),
+    "projection_steps": (lambda v: v is None or (integer(v) and v >= 1), "an integer, 1 or larger, or None"),
+    "probe": (lambda v: v in ("forward", "backward"), "'forward' or 'backward'"),
+    "group": (lambda v: v is None or (integer(v) and v >= 1), "an integer, 1 or larger, or None"),
+    "pixels": (lambda v: v is None or (integer(v) and v >= 1), "an integer, 1 or larger"),
+    "max_pixels": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
+    "iterations": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
+    "candidates": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
+    "batch_size": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
+    "sinkhorn_steps": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
+    "smoothness": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "regularisation": (lambda v: number(v) and v > 0, "a positive number"),
+    "power": (lambda v: number(v) and v > 0, "a positive number"),
+    "gamma": (lambda v: number(v) and 0 < v < 1, "a number between 0 and 1"),
+    "init_norm": (lambda v: number(v) and v > 0, "a positive number"),
+    "max_norm": (lambda v: v is None or (number(v) and v > 0), "a positive number, or None"),
+    "levels": (lambda v: v is None or (integer(v) and v >= 2), "an integer, 2 or larger, or None"),
+    "search_steps": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
+    "initial_const": (lambda v: number(v) and v > 0, "a positive number"),
+    "multiplier": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "decay": (lambda v: number(v) and v > 0, "a positive number"),
+    "init_std": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "random_start": (lambda v: isinstance(v, (bool, np.bool_)), "True or False"),
+    "overshoot": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "classes": (lambda v: integer(v) and v >= 2, "an integer, 2 or larger"),
+    "smoothing": (lambda v: number(v) and 0 < v < 1, "a number between 0 and 1"),
+    "init_distance": (lambda v: number(v) and v > 0, "a positive number"),
+    "check_every": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
+    "variance": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    **{f"bound_{norm}": (lambda v: number(v) and v >= 0, "a number, 0 or larger") for norm in ("linf", "l2", "l1")},
+    **{f"step_size_{norm}": (lambda v: number(v) and v > 0, "a positive number") for norm in ("linf", "l2", "l1")},
+    "distance": (callable, "a distance, e.g. lagrangian_jax.distances.create('lpips_alexnet_cifar')"),
+    "kappa": (lambda v: isinstance(v, (int, float)) and not math.isnan(v), "a number"),
+}
+
+
+def check_ranges(what: str, values: Mapping[str, Any], ranges: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` for the first value out of its range: of what, which, what it must be, and what it is.
+
+    >>> check_ranges("attack 'fgsm'", {"bound": -1.0}, RANGES)
+    Traceback (most recent call last):
+    ...
+    ValueError: attack 'fgsm': bound must be a number, 0 or larger; got -1.0
+    """
+    for parameter, (holds, expected) in ranges.items():
+        if parameter in values and not holds(values[parameter]):
+            raise ValueError(f"{what}: {parameter} must be {expected}; got {values[parameter]!r}")
