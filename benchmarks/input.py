@@ -117,7 +117,7 @@ def streamed(
 
     # Each worker's threads read ahead, and it keeps two more; without workers, threads here do.
     ahead = 5 * config.data.workers or (os.cpu_count() or 1) + 1
-    return streaming_step(step_of(config, None), mesh), 1, batches(), ahead
+    return streaming_step(step_of(config, None), mesh, len(source)), 1, batches(), ahead
 
 
 def step_of(config: configuration.ConfigDict, augmentation: dict | None) -> Callable:

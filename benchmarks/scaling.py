@@ -127,7 +127,7 @@ def step_of(config: configuration.ConfigDict, batch: int) -> tuple[Any, tuple[An
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (batch, *shape), np.uint8), rng.integers(0, 10, batch).astype(np.int32)
     split = parallel.split((images, labels, np.arange(batch, dtype=np.int32)), mesh)
-    return streaming_step(step, mesh), (parallel.replicate(state, mesh), *split)
+    return streaming_step(step, mesh, batch), (parallel.replicate(state, mesh), *split)
 
 
 def measure(config: configuration.ConfigDict, seconds: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from lagrangian_jax import parallel
+from lagrangian_jax.config import differences
 from lagrangian_jax.signals import Interrupted
 from lagrangian_jax.state import TrainState
 from lagrangian_jax.workdir import write_whole
@@ -30,11 +31,18 @@ class Checkpoints:
     Each holds a `TrainState` and a position, a dictionary of JSON values. A manifest of SHA-256 sums is written when a
     checkpoint is complete, so a truncated or altered file is noticed and the previous checkpoint taken. In a job of
     several processes every method is called in all of them.
+
+    Args:
+      folder: of this kind.
+      keep: how many, the newest.
+      method: the training method's name: noted in the positions that are saved, and the one whose checkpoints are
+        restored. None notes none and takes any.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int):
+    def __init__(self, folder: pathlib.Path, keep: int, method: str | None = None):
         self._folder = folder.resolve()
         self._keep = keep
+        self._method = method
         self._manager: Any = None  # of the first process
         self._saving: Any = None  # its step and what is being written
         parallel.together(self._open)
@@ -58,7 +66,8 @@ class Checkpoints:
           the state, its position and a message for each damaged checkpoint that was passed over; None if there is none.
 
         Raises:
-          ValueError: there are checkpoints, and all are damaged.
+          ValueError: there are checkpoints, and all are damaged; or it is of another method, or a state of another
+            structure or shape: says what differs.
         """
         self.wait()
         found: list[Any] = []
@@ -81,7 +90,7 @@ class Checkpoints:
           ValueError: there are checkpoints, and all are damaged.
         """
         self.wait()
-        found = self._read(None, step)
+        found = self._read(step)
         if found is None:
             return None
         tree, about = found
@@ -122,8 +131,9 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def _save(self, state: TrainState, position: dict[str, Any]) -> None:
+        noted = {} if self._method is None else {"method": self._method}
         # A copy: the next step overwrites the devices' memory.
-        self._write(int(state.step), jax.tree.map(np.array, _with_raw_key(state)), position)
+        self._write(int(state.step), jax.tree.map(np.array, _with_raw_key(state)), {**position, **noted})
 
     def _write(self, step: int, here: Any, position: dict[str, Any]) -> None:
         import orbax.checkpoint as ocp
@@ -138,12 +148,29 @@ class Checkpoints:
             self._manager.save(step, args=items)
 
     def _restore(self, like: TrainState, step: int | None) -> tuple[()] | tuple[list[np.ndarray], dict[str, Any]]:
-        expected = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _with_raw_key(like))
-        found = self._read(expected, step)
-        return () if found is None else (jax.tree.leaves(found[0]), found[1])
+        found = self._read(step)
+        if found is None:
+            return ()
+        tree, about = found
+        path = self._folder / str(about["step"])
+        there = about["position"].get("method", self._method)  # older ones do not tell
+        if self._method not in (None, there):
+            raise ValueError(
+                f"{path} is a checkpoint of the method {there!r}, not of {self._method!r}. "
+                "Give another --workdir, or the method it was made with."
+            )
+        leaves, expected = _by_name(tree), _by_name(_with_raw_key(like))
+        different = differences(_shapes(expected), _shapes(leaves))
+        if different:
+            more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
+            raise ValueError(
+                f"{path} is a checkpoint of another state: {'; '.join(different[:3])}{more}. "
+                "Give another --workdir, or the method, network, optimizer and images it was made with."
+            )
+        return [leaves[name] for name in expected], about
 
-    def _read(self, expected: Any, step: int | None) -> tuple[Any, dict[str, Any]] | None:
-        """The state as ``expected`` has it (None: as it lies there); ``step``, ``position`` and ``messages``."""
+    def _read(self, step: int | None) -> tuple[Any, dict[str, Any]] | None:
+        """The state as it lies there; ``step``, ``position`` and ``messages``."""
         import orbax.checkpoint as ocp
 
         messages: list[str] = []
@@ -151,7 +178,7 @@ class Checkpoints:
         for candidate in steps if step is None else [at for at in steps if at == step]:
             problem = self._damage(candidate)
             if problem is None:
-                items = ocp.args.Composite(state=ocp.args.StandardRestore(expected), position=ocp.args.JsonRestore())
+                items = ocp.args.Composite(state=ocp.args.StandardRestore(), position=ocp.args.JsonRestore())
                 try:
                     found = self._manager.restore(candidate, args=items)
                     return found["state"], {"step": candidate, "position": found["position"], "messages": messages}
@@ -230,6 +257,16 @@ def _with_raw_key(state: TrainState) -> Any:
 
 def _with_typed_key(state: Any, like: Array) -> TrainState:
     return state.replace(key=jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like)))
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a state, or of what it is on disk, in the order of its structure."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _shapes(leaves: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
 
 
 def _first_line(error: Exception) -> str:

@@ -147,11 +147,7 @@ def resident_steps(step: Callable, mesh: Mesh) -> Callable[..., tuple[TrainState
     """
 
     def steps(state, images, labels, index):
-        for rows in jax.tree.leaves(state.memory):
-            if len(rows) != len(labels):  # an index beyond its end would be clamped, not refused
-                raise ValueError(
-                    f"memory: expected a row for each of the {len(labels)} training images; got {len(rows)}"
-                )
+        _check_memory(state, len(labels))
 
         def one(state, rows):
             return step(state, images[rows], labels[rows], rows)
@@ -163,6 +159,28 @@ def resident_steps(step: Callable, mesh: Mesh) -> Callable[..., tuple[TrainState
     return jax.jit(per_device(steps, mesh, (P(), P(), P(), P(None, AXIS)), (P(), P())), donate_argnums=0)
 
 
-def streaming_step(step: Callable, mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
-    """One step on a batch that comes from the host: ``run(state, images, labels, index)``, each split by example."""
-    return jax.jit(per_device(step, mesh, (P(), P(AXIS), P(AXIS), P(AXIS)), (P(), P())), donate_argnums=0)
+def streaming_step(step: Callable, mesh: Mesh, examples: int) -> Callable[..., tuple[TrainState, Metrics]]:
+    """One step on a batch that comes from the host.
+
+    Args:
+      step: from `training_step`.
+      mesh: the devices.
+      examples: of the training set, to whose rows ``index`` refers.
+
+    Returns:
+      ``run(state, images, labels, index) -> (state, metrics)``: images, labels and ``index`` are split by example. The
+      state is donated.
+    """
+
+    def one(state, images, labels, index):
+        _check_memory(state, examples)
+        return step(state, images, labels, index)
+
+    return jax.jit(per_device(one, mesh, (P(), P(AXIS), P(AXIS), P(AXIS)), (P(), P())), donate_argnums=0)
+
+
+def _check_memory(state: TrainState, examples: int) -> None:
+    """While the step is traced: in the program an index beyond the memory's end would be clamped or lost."""
+    for rows in jax.tree.leaves(state.memory):
+        if len(rows) != examples:
+            raise ValueError(f"memory: expected a row for each of the {examples} training images; got {len(rows)}")

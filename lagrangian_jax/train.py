@@ -57,7 +57,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     Raises:
       Interrupted: on SIGTERM or Ctrl-C, once the state is saved.
       NotFinite: a loss or gradient is not finite; the last checkpoint is from before.
-      ValueError: a configuration that cannot be run, other images than the run began with, or no whole checkpoint.
+      ValueError: a configuration that cannot be run, other images than the run began with, checkpoints of
+        another method or state, or none that is whole.
       OSError: something cannot be written; what is there is from before.
     """
     # ---- What is trained, on what, how -----------------------------------------------------
@@ -83,7 +84,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     def compiled(method: methods.Method, regularisation: Regularisation) -> Callable:
         average = config.train.average
         step = training_step(network, method, optimizer, augmentation, steps_per_epoch, average, regularisation)
-        return resident_steps(step, mesh) if resident else streaming_step(step, mesh)
+        return resident_steps(step, mesh) if resident else streaming_step(step, mesh, examples)
 
     regularisation = build_regularisation(config)
     clean = compiled(methods.create("standard"), Regularisation(regularisation.label_smoothing))
@@ -101,8 +102,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
         method.memory(examples),
         average=config.train.average > 0,
     )
-    last = Checkpoints(workdir / "checkpoints" / "last", keep=2)
-    best = Checkpoints(workdir / "checkpoints" / "best", keep=2)  # `last` may still refer to the one before
+    # Two of each: the newest may be damaged, and `last` may still refer to the `best` before.
+    last, best = (Checkpoints(workdir / "checkpoints" / name, 2, config.method.name) for name in ("last", "best"))
     position: dict[str, Any] = {"seconds": 0.0, "best": None, "window": None}
     restored = last.restore(state, mesh)
     messages: list[str] = []

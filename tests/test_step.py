@@ -38,7 +38,7 @@ def test_two_steps_match_the_released_code(golden):
     state = initial_state(jax.random.key(0), network, (32, 32, 3), optimizer)
     state = state.replace(params=variables["params"], batch_stats=variables["batch_stats"])
     mesh = parallel.mesh()
-    run = streaming_step(training_step(network, method, optimizer, None, 1, 0.0), mesh)
+    run = streaming_step(training_step(network, method, optimizer, None, 1, 0.0), mesh, 8)
     images = np.zeros((8, 32, 32, 3), np.uint8)
     batch = parallel.split((images, recorded["labels"].astype(np.int32), np.arange(8, dtype=np.int32)), mesh)
     state, metrics = run(_placed(state, mesh), *batch)
@@ -135,6 +135,23 @@ def test_memory_follows_the_index():
     expected = np.zeros(32)
     expected[order] = order + 1
     np.testing.assert_array_equal(state.memory, expected)
+
+
+@pytest.mark.parametrize("rows", [5, 12])
+def test_memory_that_has_not_a_row_for_each_example_is_refused(rows):
+    """Of a set of 10: rows 7 and 9 would be written nowhere. Whether its images are on the devices or streamed."""
+
+    def craft(keys, network, batch, memory, epoch):
+        return Crafted(batch.images, network.batch_stats, memory + 1)
+
+    method = Method(craft, adversarial_cross_entropy, memory=lambda examples: jnp.zeros((rows, 2)))
+    _, step, state, images, labels = _tiny(method)
+    mesh, index = parallel.mesh(), np.array([7, 9], np.int32)
+    message = f"memory: expected a row for each of the 10 training images; got {rows}"
+    with pytest.raises(ValueError, match=message):
+        resident_steps(step, mesh)(_placed(state, mesh), images[:10], labels[:10], index[None])
+    with pytest.raises(ValueError, match=message):
+        streaming_step(step, mesh, 10)(_placed(state, mesh), images[index], labels[index], index)
 
 
 def test_eight_devices_equal_one(tmp_path):

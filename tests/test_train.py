@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 
 from lagrangian_jax import config as configuration
-from lagrangian_jax import data, evaluate, main, models
+from lagrangian_jax import data, evaluate, main, models, parallel
 from lagrangian_jax import train as train_module
+from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.config import NotFinite
 from lagrangian_jax.models.resnet import ResNet
 from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.signals import Interrupted
+from lagrangian_jax.state import TrainState
 from lagrangian_jax.train import train
 
 TIMES = ("seconds", "images_per_second")
@@ -223,6 +225,84 @@ def test_all_checkpoints_damaged_is_an_error(whole, dataset, tmp_path):
         _damage(workdir / "checkpoints" / "last" / str(step), "truncated")
     with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
         train(_config(), workdir, dataset)
+
+
+def _saved(folder, memory, method=None):
+    """A checkpoint of a small state with a memory."""
+    checkpoints = Checkpoints(folder, 2, method)
+    checkpoints.save(_state(memory), {"seconds": 1.0})
+    checkpoints.close()
+    return _contents(folder)
+
+
+def _state(memory):
+    return TrainState(jnp.int32(3), jax.random.key(0), {"kernel": jnp.ones((2, 3))}, {}, (), (), memory)
+
+
+def _contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        (jnp.zeros(20), r"memory: 'float32\[24\]' there, 'float32\[20\]' here\."),
+        (jnp.zeros(30), r"memory: 'float32\[24\]' there, 'float32\[30\]' here\."),
+        (jnp.zeros(24, jnp.int32), r"memory: 'float32\[24\]' there, 'int32\[24\]' here\."),
+        ((), r"memory: 'float32\[24\]' there, None here\."),
+        ({"lower": jnp.zeros(24)}, r"memory: .* there, None here; memory.lower: None there, 'float32\[24\]' here\."),
+        ([jnp.zeros(24)] * 5, r"memory.1: None there, 'float32\[24\]' here; and 3 more\."),
+    ],
+)
+def test_a_checkpoint_of_another_state_is_refused(tmp_path, memory, message):
+    """A memory of another length, say, would lose rows or take those of others."""
+    before = _saved(tmp_path, jnp.arange(24.0))
+    checkpoints = Checkpoints(tmp_path, 2)
+    with pytest.raises(ValueError, match=rf"/3 is a checkpoint of another state: .*{message} Give another") as raised:
+        checkpoints.restore(_state(memory), parallel.mesh())
+    assert "\n" not in str(raised.value)
+    checkpoints.close()
+    assert _contents(tmp_path) == before
+
+
+def test_a_checkpoint_of_another_method_is_refused(tmp_path):
+    """IAAT's budgets have the shape of MMA's distances."""
+    before = _saved(tmp_path, jnp.arange(24.0), "iaat")
+    checkpoints = Checkpoints(tmp_path, 2, "mma")
+    with pytest.raises(ValueError, match=r"/3 is a checkpoint of the method 'iaat', not of 'mma'\. Give another"):
+        checkpoints.restore(_state(jnp.zeros(24)), parallel.mesh())
+    checkpoints.close()
+    assert _contents(tmp_path) == before
+
+
+def test_a_checkpoint_that_does_not_tell_its_method_is_restored(tmp_path):
+    """As they were written at first; what is saved after it tells."""
+    _saved(tmp_path, jnp.arange(24.0))
+    checkpoints = Checkpoints(tmp_path, 2, "mma")
+    state, position, _ = checkpoints.restore(_state(jnp.zeros(24)), parallel.mesh())
+    assert position == {"seconds": 1.0}
+    np.testing.assert_array_equal(state.memory, np.arange(24))
+    checkpoints.save(state.replace(step=jnp.int32(4)), position)
+    assert checkpoints.read()[2] == {"seconds": 1.0, "method": "mma"}
+    checkpoints.close()
+
+
+def test_checkpoints_put_into_the_work_directory_of_another_method(whole, tmp_path, capfd):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[1] / "checkpoints", workdir / "checkpoints")
+    before = _contents(workdir / "checkpoints")
+    fields = ["network.name=tiny", "train.epochs=3", "train.steps=4", "train.batch_size=16", "data.validation=32"]
+    code, error = _main(
+        capfd, "--config=digits:standard,smoke", *(f"--config.{field}" for field in fields), f"--workdir={workdir}"
+    )
+    assert code == 1
+    path = workdir / "checkpoints" / "last" / "12"
+    assert error == (
+        f"error: {path} is a checkpoint of the method 'lagrangian', not of 'standard'. "
+        "Give another --workdir, or the method it was made with.\n"
+    )
+    assert _contents(workdir / "checkpoints") == before
+    assert not (workdir / "metrics.jsonl").exists()
 
 
 def test_best_is_selected_by_validation(dataset, tmp_path):
