@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lagrangian_jax import parallel
+from lagrangian_jax import methods, parallel
 from lagrangian_jax.config import differences, plain
 from lagrangian_jax.data import Dataset, Source, Split
 
@@ -53,7 +53,7 @@ def _claim(workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack
         made_with = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or give another --workdir") from error
-    different = differences(_fixed(plain(config)), _fixed(made_with))
+    different = differences(_fixed(plain(config)), _fixed(_with_younger_parameters(made_with)))
     if different:
         raise ValueError(
             f"{workdir} belongs to another configuration: {'; '.join(different)}. "
@@ -97,6 +97,13 @@ def write_whole(path: pathlib.Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _with_younger_parameters(made_with: dict) -> dict:
+    """Of its method, at their defaults: what was added to a method since is off, and what was begun may go on."""
+    method = made_with.get("method", {})
+    younger = methods.parameters(method["name"]) if method.get("name") in methods.METHODS else {}
+    return {**made_with, "method": {**younger, **method}}
 
 
 def _fixed(config: dict) -> dict:

@@ -1,12 +1,14 @@
 """Configurations: the paper's recipe to the letter, every preset loads, fields are read by their type."""
 
 import itertools
+import json
 
 import pytest
 
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, distances, evaluation, methods, models
 from lagrangian_jax.methods.regularisation import Regularisation
+from lagrangian_jax.workdir import open_workdir
 
 
 def _options(name):
@@ -130,3 +132,18 @@ def test_differences_name_fields_and_both_values():
     lines = configuration.differences(ours, theirs)
     assert "network.width: 16 there, 64 here" in lines
     assert configuration.differences(ours, ours) == []
+
+
+def test_a_work_directory_from_before_a_parameter_goes_on_with_its_default(tmp_path):
+    config = configuration.load("digits:pgd_l2").unlock()
+    before = configuration.plain(config)
+    del before["method"]["bound_spread"]
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    with open_workdir(tmp_path, config):
+        pass
+    config.method.bound_spread = 2.0
+    with (
+        pytest.raises(ValueError, match=r"method\.bound_spread: 1\.0 there, 2\.0 here"),
+        open_workdir(tmp_path, config),
+    ):
+        pass

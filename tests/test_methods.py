@@ -12,7 +12,7 @@ from lagrangian_jax import methods
 from lagrangian_jax.attacks.attack import fold_in, l2_norm, linf_norm
 from lagrangian_jax.losses import cross_entropy, soft_margin
 from lagrangian_jax.methods.iaat import next_budgets
-from lagrangian_jax.methods.lagrangian import random_factors
+from lagrangian_jax.methods.method import random_factors
 from lagrangian_jax.methods.mma import mma_loss
 from lagrangian_jax.methods.threshold import confidence_factor
 from lagrangian_jax.methods.trades import mart_loss, trades_loss
@@ -194,17 +194,45 @@ def test_lagrangian_moves_at_the_plane_and_not_far_beyond_it():
     assert norms[7] < 0.5 * norms[5]  # beyond kappa only the multiplier's term is left
 
 
-def test_multipliers_of_a_spread_give_perturbations_of_many_sizes():
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lagrangian", dict(step_size=0.02, init_std=0.0, multiplier=8.0, statistics="eval")),
+        ("pat", dict(distance="l2", bound=0.1, init_std=1e-4, multiplier=8.0)),
+    ],
+)
+def test_multipliers_of_a_spread_give_perturbations_of_many_sizes(name, options):
     same = jax.tree.map(lambda x: x[jnp.zeros(8, int)], SITUATION.batch[:3])
 
     def norms(spread):
-        options = dict(step_size=0.02, init_std=0.0, multiplier=8.0, statistics="eval")
-        method = methods.create("lagrangian", multiplier_spread=spread, **options)
+        method = methods.create(name, multiplier_spread=spread, **options)
         craft = jax.jit(lambda batch: method.craft(KEYS, SITUATION.network, methods.Batch(*batch), (), 0.0).images)
         return np.asarray(l2_norm(craft(same) - same[0]))
 
-    np.testing.assert_allclose(norms(1.0), norms(1.0)[0], rtol=1e-5)
-    assert np.ptp(norms(8.0)) > 0.1 * norms(8.0).max()
+    np.testing.assert_allclose(norms(1.0), norms(1.0)[0], rtol=2e-3)  # pat starts at random
+    factors, sizes = np.asarray(random_factors(KEYS, 8.0)), norms(8.0)
+    assert np.ptp(sizes) > 0.1 * sizes.max()
+    assert np.corrcoef(np.log(factors), sizes)[0, 1] < -0.9  # the larger the multiplier, the smaller
+
+
+@pytest.mark.parametrize("name", ["pgd_linf", "pgd_l2", "trades", "mart", "threshold_linf", "threshold_l2"])
+def test_bounds_of_a_spread_are_those_of_the_factors(name):
+    """After ten steps at the bound, after one as far as a step, each times the example's factor."""
+    l2 = name.endswith("l2")
+    bound = (0.4 if l2 else 0.02) * np.asarray(random_factors(KEYS, 3.0))
+    if name.startswith("threshold"):
+        bound *= np.asarray(confidence_factor(_confidence()))
+    for steps in (10, 1):
+        start = {} if "init_std" in methods.parameters(name) else dict(random_start=steps > 1)
+        options = dict(bound=0.4 if l2 else 0.02, steps=steps, step_size=0.1 if l2 else 0.005, statistics="eval")
+        moved = _moved(name, bound_spread=3.0, **options, **start)
+        sizes = np.asarray((l2_norm if l2 else linf_norm)(moved))
+        np.testing.assert_allclose(
+            sizes, bound if steps > 1 else bound / 4, rtol=1e-4, atol=0 if start or steps > 1 else 0.004
+        )
+
+
+def test_random_factors_are_log_uniform():
     factors = np.asarray(random_factors(jax.random.split(jax.random.key(1), 4000), 4.0))
     assert factors.min() >= 0.25
     assert factors.max() <= 4
@@ -212,10 +240,13 @@ def test_multipliers_of_a_spread_give_perturbations_of_many_sizes():
     np.testing.assert_allclose(np.log(factors).std(), np.log(4) / np.sqrt(3), rtol=0.05)  # of a uniform logarithm
 
 
-def test_thresholds_shrink_the_ball_by_the_confidence():
+def _confidence():
     logits = Linear().apply({"params": SITUATION.params}, SITUATION.images)
-    confidence = np.asarray(jnp.take_along_axis(jax.nn.softmax(logits), SITUATION.labels[:, None], -1))[:, 0]
-    factors = np.asarray(confidence_factor(jnp.asarray(confidence)))
+    return jnp.take_along_axis(jax.nn.softmax(logits), SITUATION.labels[:, None], -1)[:, 0]
+
+
+def test_thresholds_shrink_the_ball_by_the_confidence():
+    factors = np.asarray(confidence_factor(_confidence()))
     assert len(set(factors)) > 1
     moved = _moved("threshold_l2", bound=0.4, step_size=0.1, statistics="eval")
     _assert_moves(moved, 0.4 * factors, 1e-5)

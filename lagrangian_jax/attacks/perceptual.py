@@ -152,7 +152,7 @@ def fast_lpa(
     bound: float = 0.5,
     steps: int = 20,
     distance: Any = None,
-    multiplier: float = 10.0,
+    multiplier: float | Array = 10.0,
     step_size: float | None = None,
     decay: float = 0.1,
     kappa: float = jnp.inf,
@@ -175,7 +175,8 @@ def fast_lpa(
         noise, and the image comes back.
       steps: N, gradient evaluations.
       distance: from `lagrangian_jax.distances.create`, or any function of two batches of images; required.
-      multiplier: lambda; the last step uses 0.89 of it at 20 steps, never lambda itself.
+      multiplier: lambda, a number or one an example, (B,); the last step uses 0.89 of it at 20 steps, never lambda
+        itself.
       step_size: s, in units of the distance; the bound if not given.
       decay: c.
       kappa: the margin above which only the distance is reduced.

@@ -50,7 +50,7 @@ WITHOUT_STATE = ("ddn", "pat", "jpeg", "carlini_wagner")
 _RANGES = {
     **RANGES,
     "step_size": (lambda v: number(v) and v > 0, "a positive number"),
-    "multiplier_spread": (lambda v: number(v) and v >= 1, "a number, 1 or larger"),
+    **{f"{what}_spread": (lambda v: number(v) and v >= 1, "a number, 1 or larger") for what in ("multiplier", "bound")},
     "scaled": (lambda v: isinstance(v, bool), "True or False"),
     "beta": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
     "largest": (lambda v: number(v) and v > 0, "a positive number"),

@@ -1,10 +1,7 @@
 """The paper's method: train on images of the Lagrangian attack."""
 
-from jax import Array
-
-from lagrangian_jax.attacks.attack import fold_in, uniform
 from lagrangian_jax.attacks.lagrangian import lagrangian_with_state
-from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy
+from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy, random_factors
 
 
 def lagrangian(
@@ -25,7 +22,7 @@ def lagrangian(
 
     Args:
       multiplier_spread: s; 1 is the paper's one multiplier for all. Above it each example draws its own in every step,
-        log-uniformly between multiplier / s and multiplier * s, so that training sees perturbations of many sizes.
+        log-uniformly between multiplier / s and multiplier * s: `lagrangian_jax.methods.method.random_factors`.
       statistics: batch normalisation in the attack. "train" is the released code's: the network is never switched to
         evaluation mode, so each of the attack's forward passes uses the statistics of the perturbed batch and updates
         the running averages, 6 updates an iteration with the outer one. "eval" uses the running averages, and nothing
@@ -36,7 +33,6 @@ def lagrangian(
     """
 
     def craft(keys, network, batch, memory, epoch):
-        own = multiplier * random_factors(fold_in(keys, 1), multiplier_spread) if multiplier_spread > 1 else multiplier
         images, batch_stats = lagrangian_with_state(
             keys,
             network.bind(statistics),
@@ -45,7 +41,7 @@ def lagrangian(
             batch.labels,
             steps=steps,
             step_size=step_size,
-            multiplier=own,
+            multiplier=multiplier * random_factors(keys, multiplier_spread),
             decay=decay,
             init_std=init_std,
             kappa=kappa,
@@ -53,8 +49,3 @@ def lagrangian(
         return Crafted(images, batch_stats, memory)
 
     return Method(craft, adversarial_cross_entropy)
-
-
-def random_factors(keys: Array, spread: float) -> Array:
-    """A factor an example, (B,), log-uniform between 1 / spread and spread."""
-    return spread ** uniform(keys, (), -1.0, 1.0)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 from jax import Array
 
-from lagrangian_jax.attacks.attack import LogitsFn
+from lagrangian_jax.attacks.attack import LogitsFn, fold_in, uniform
 from lagrangian_jax.attacks.gradient import Forward
 from lagrangian_jax.losses import cross_entropy
 from lagrangian_jax.models.forward import bind
@@ -88,3 +88,17 @@ def adversarial_cross_entropy(forward: Forward, batch_stats: Any, batch: Batch, 
     """Cross-entropy on the crafted images alone, as in Madry et al. 2018 and the paper's released code."""
     logits, batch_stats = forward(crafted.images, batch_stats)
     return Outcome(cross_entropy(logits, batch.labels, batch.smoothing), logits, batch_stats)
+
+
+def random_factors(keys: Array, spread: float) -> Array | float:
+    """A factor an example, (B,), log-uniform between 1 / spread and spread; 1 for all if that is the spread.
+
+    What ``multiplier_spread`` or ``bound_spread`` of a method multiplies by, drawn anew in every step, so that training
+    sees perturbations of many sizes. Beyond the paper, which has one multiplier, or bound, for all.
+
+    >>> import jax
+    >>> random_factors(jax.random.split(jax.random.key(0), 2), 1.0)
+    1.0
+    """
+    # A stream of its own: those of `jax.random.split`, which starts of attacks draw from, are 0 and 1.
+    return spread ** uniform(fold_in(keys, 2), (), -1.0, 1.0) if spread > 1 else 1.0

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from lagrangian_jax import distances
 from lagrangian_jax.attacks.attack import expand
 from lagrangian_jax.attacks.perceptual import fast_lpa
-from lagrangian_jax.methods.method import Crafted, Method, Network, adversarial_cross_entropy
+from lagrangian_jax.methods.method import Crafted, Method, Network, adversarial_cross_entropy, random_factors
 
 
 def pat(
@@ -16,6 +16,7 @@ def pat(
     weights: str = "",
     multiplier: float = 10.0,
     init_std: float = 0.01,
+    multiplier_spread: float = 1.0,
     statistics: str = "eval",
 ) -> Method:
     """Training on images within a perceptual distance, from Fast-LPA; cross-entropy on them.
@@ -28,6 +29,7 @@ def pat(
       distance: a name for `lagrangian_jax.distances.create`. "self_lpips" compares features of the network that is
         trained, as it is at each step, in evaluation mode.
       weights: the file of a distance that needs one; "" for that which comes with the package.
+      multiplier_spread: as in `lagrangian`; 1 is the original's one multiplier for all.
       statistics: batch normalisation in the attack and where correctness is judged: "eval" in the original; or "batch",
         which leaves the running averages alone.
 
@@ -50,7 +52,7 @@ def pat(
             bound=bound,
             steps=steps,
             distance=fixed or _self_lpips(network),
-            multiplier=multiplier,
+            multiplier=multiplier * random_factors(keys, multiplier_spread),
             init_std=init_std,
         )
         correct = jnp.argmax(logits_fn(batch.images), axis=-1) == batch.labels

@@ -1,7 +1,7 @@
 """Adversarial training with PGD (Madry et al. 2018), in the linf and in the l2 ball."""
 
 from lagrangian_jax.attacks.gradient import pgd
-from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy
+from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy, random_factors
 
 
 def pgd_linf(
@@ -10,6 +10,7 @@ def pgd_linf(
     steps: int = 10,
     step_size: float = 2.5 / 255,
     random_start: bool = True,
+    bound_spread: float = 1.0,
     statistics: str = "train",
 ) -> Method:
     """Training on PGD images in the linf ball.
@@ -17,9 +18,13 @@ def pgd_linf(
     Args:
       bound: 10/255 is the paper's for CIFAR-10.
       steps, step_size, random_start: not in the paper; 10 steps of a quarter of the bound.
+      bound_spread: s; 1 is one bound for all. Above it each example draws its own in every step, log-uniformly between
+        bound / s and bound * s, and its step in proportion: `lagrangian_jax.methods.method.random_factors`. Only
+        methods of one fixed bound in the lp ball take it: the others set their own for each example (`ddn`, `mma`,
+        `iaat`), have three (`msd`) or a ``multiplier_spread`` or ``scaled`` instead.
       statistics: batch normalisation in the attack; "train" is the style of the paper's code and of robust_overfitting.
     """
-    return _method("linf", bound, steps, step_size, random_start, statistics)
+    return _method("linf", bound, steps, step_size, random_start, bound_spread, statistics)
 
 
 def pgd_l2(
@@ -28,14 +33,16 @@ def pgd_l2(
     steps: int = 10,
     step_size: float = 0.325,
     random_start: bool = True,
+    bound_spread: float = 1.0,
     statistics: str = "train",
 ) -> Method:
     """Training on PGD images in the l2 ball; 1.3 is the paper's bound for CIFAR-10, see `pgd_linf` for the rest."""
-    return _method("l2", bound, steps, step_size, random_start, statistics)
+    return _method("l2", bound, steps, step_size, random_start, bound_spread, statistics)
 
 
-def _method(norm, bound, steps, step_size, random_start, statistics) -> Method:
+def _method(norm, bound, steps, step_size, random_start, bound_spread, statistics) -> Method:
     def craft(keys, network, batch, memory, epoch):
+        factors = random_factors(keys, bound_spread)
         images, batch_stats = pgd(
             keys,
             network.bind(statistics),
@@ -43,9 +50,9 @@ def _method(norm, bound, steps, step_size, random_start, statistics) -> Method:
             batch.images,
             batch.labels,
             norm=norm,
-            bound=bound,
+            bound=bound * factors,
             steps=steps,
-            step_size=step_size,
+            step_size=step_size * factors,
             random_start=random_start,
         )
         return Crafted(images, batch_stats, memory)

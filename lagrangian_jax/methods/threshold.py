@@ -6,7 +6,7 @@ from jax import Array
 
 from lagrangian_jax.attacks.gradient import pgd
 from lagrangian_jax.losses import label_logit
-from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy
+from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy, random_factors
 
 
 def threshold_linf(
@@ -15,19 +15,20 @@ def threshold_linf(
     steps: int = 10,
     step_size: float = 2.5 / 255,
     random_start: bool = True,
+    bound_spread: float = 1.0,
     statistics: str = "train",
 ) -> Method:
     """Training on PGD images in linf balls whose radius is ``bound`` times `confidence_factor` on the clean image.
 
     Args:
       bound: of confident examples; the paper tells none for this, 10/255 is that of its linf training.
-      steps, step_size, random_start: as in `pgd_linf`; the step is in proportion to the radius.
+      steps, step_size, random_start, bound_spread: as in `pgd_linf`; the step is in proportion to the radius.
       statistics: batch normalisation in the attack and where the confidence is read; not in the paper, "train" is the
         style of its code.
 
     Source: the paper's ablation; no code was released.
     """
-    return _method("linf", bound, steps, step_size, random_start, statistics)
+    return _method("linf", bound, steps, step_size, random_start, bound_spread, statistics)
 
 
 def threshold_l2(
@@ -36,10 +37,11 @@ def threshold_l2(
     steps: int = 10,
     step_size: float = 0.325,
     random_start: bool = True,
+    bound_spread: float = 1.0,
     statistics: str = "train",
 ) -> Method:
     """`threshold_linf` in l2 balls; 1.3 is the bound of the paper's l2 training."""
-    return _method("l2", bound, steps, step_size, random_start, statistics)
+    return _method("l2", bound, steps, step_size, random_start, bound_spread, statistics)
 
 
 def confidence_factor(confidence: Array) -> Array:
@@ -53,11 +55,12 @@ def confidence_factor(confidence: Array) -> Array:
     return factors[jnp.searchsorted(limits, confidence, side="right")]
 
 
-def _method(norm, bound, steps, step_size, random_start, statistics) -> Method:
+def _method(norm, bound, steps, step_size, random_start, bound_spread, statistics) -> Method:
     def craft(keys, network, batch, memory, epoch):
         forward = network.bind(statistics)
         logits, batch_stats = forward(batch.images, network.batch_stats)
         factor = confidence_factor(label_logit(jax.nn.softmax(logits), batch.labels))
+        factor *= random_factors(keys, bound_spread)
         images, batch_stats = pgd(
             keys,
             forward,

@@ -7,7 +7,7 @@ from jax import Array, lax
 from lagrangian_jax.attacks.attack import normal
 from lagrangian_jax.attacks.gradient import pgd
 from lagrangian_jax.losses import boosted_cross_entropy, cross_entropy, kl_divergence, label_logit
-from lagrangian_jax.methods.method import Crafted, Method, Outcome
+from lagrangian_jax.methods.method import Crafted, Method, Outcome, random_factors
 
 
 def trades_loss(clean: Array, adversarial: Array, labels: Array, beta: float, smoothing: float = 0.0) -> Array:
@@ -31,12 +31,14 @@ def trades(
     step_size: float = 0.007,
     init_std: float = 0.001,
     beta: float = 6.0,
+    bound_spread: float = 1.0,
     statistics: str = "eval",
 ) -> Method:
     """TRADES in the linf ball; the attack maximises the divergence from the clean prediction.
 
     Args:
       bound, steps, step_size, init_std, beta: of the original's CIFAR-10 script; the paper may have enlarged the bound.
+      bound_spread: as in `pgd_linf`; 1 is one bound for all.
       statistics: batch normalisation in the attack, "eval" in the original.
 
     The clean and the adversarial batch are normalised apart, each with its own statistics; as in the original the clean
@@ -48,7 +50,7 @@ def trades(
     def craft(keys, network, batch, memory, epoch):
         clean, _ = network.bind("eval")(batch.images, network.batch_stats)
         clean = lax.stop_gradient(clean)
-        return _near(keys, network, batch, memory, bound, steps, step_size, init_std, statistics, clean)
+        return _near(keys, network, batch, memory, bound, bound_spread, steps, step_size, init_std, statistics, clean)
 
     def loss(forward, batch_stats, batch, crafted):
         clean, batch_stats = forward(batch.images, batch_stats)
@@ -67,12 +69,14 @@ def mart(
     step_size: float = 0.007,
     init_std: float = 0.001,
     beta: float = 5.0,
+    bound_spread: float = 1.0,
     statistics: str = "eval",
 ) -> Method:
     """MART in the linf ball; the attack maximises the cross-entropy, misclassified examples weigh more in the loss.
 
     Args:
       bound, steps, step_size, init_std, beta: of the original's ResNet-18 script.
+      bound_spread: as in `pgd_linf`; 1 is one bound for all.
       statistics: batch normalisation in the attack, "eval" in the original; the loss normalises clean and adversarial
         batch apart.
 
@@ -80,7 +84,7 @@ def mart(
     """
 
     def craft(keys, network, batch, memory, epoch):
-        return _near(keys, network, batch, memory, bound, steps, step_size, init_std, statistics, None)
+        return _near(keys, network, batch, memory, bound, bound_spread, steps, step_size, init_std, statistics, None)
 
     def loss(forward, batch_stats, batch, crafted):
         clean, batch_stats = forward(batch.images, batch_stats)
@@ -91,8 +95,9 @@ def mart(
     return Method(craft, loss)
 
 
-def _near(keys, network, batch, memory, bound, steps, step_size, init_std, statistics, clean) -> Crafted:
+def _near(keys, network, batch, memory, bound, bound_spread, steps, step_size, init_std, statistics, clean) -> Crafted:
     """PGD from close to the image, on the divergence from the ``clean`` logits, or where None on the cross-entropy."""
+    factors = random_factors(keys, bound_spread)
     images, batch_stats = pgd(
         keys,
         network.bind(statistics),
@@ -100,9 +105,9 @@ def _near(keys, network, batch, memory, bound, steps, step_size, init_std, stati
         batch.images,
         batch.labels,
         norm="linf",
-        bound=bound,
+        bound=bound * factors,
         steps=steps,
-        step_size=step_size,
+        step_size=step_size * factors,
         start=init_std * normal(keys, batch.images.shape[1:]),
         loss=cross_entropy if clean is None else lambda logits, labels: kl_divergence(clean, logits),
     )
