@@ -87,7 +87,8 @@ def plus(config: ConfigDict) -> None:
     config.optimizer.weight_decay = 5e-4
     config.regularisation.label_smoothing = 0.1
     config.regularisation.weight_perturbation = 0.005
-    config.regularisation.variation = 0.1
+    if config.method.name != "standard":  # which crafts nothing
+        config.regularisation.variation = 0.1
     evaluation_statistics(config)
     if config.method.name == "lagrangian":
         config.method.multiplier_spread = 1.5

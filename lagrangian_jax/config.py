@@ -118,6 +118,8 @@ def choose(
     method = names.pop(0) if names and names[0] in method_values else config.method.name
     set_method(config, method, **method_values[method])
     for name in names:
+        if name in method_values:
+            raise ValueError(f"{name!r} is a method: expected one, before the presets; got {options!r}")
         if name not in presets:
             raise unknown("method or preset", name, (*method_values, *presets))
         presets[name](config)
@@ -145,13 +147,16 @@ def smoke(config: ConfigDict, batch_size: int, steps: int, examples: int) -> Non
 
 
 def early_stopping(config: ConfigDict) -> None:
-    """The epoch of best robust accuracy on 1,000 held-out images; for PGD training, against the attack trained with."""
+    """The epoch of best robust accuracy on 1,000 held-out images; for PGD training, against the attack trained with.
+
+    That attack follows ``config.method`` through later presets and fields; what is set of ``config.validation`` stays.
+    """
     config.data.validation = 1000
     config.evaluation.checkpoint = "best"
     if config.method.name in ("pgd_linf", "pgd_l2"):
         config.validation.attack = config.method.name
-        for name in ("bound", "steps", "step_size"):
-            config.validation[name] = config.method[name]
+        for name in ("bound", "steps", "step_size", "random_start"):
+            config.validation[name] = config.method.get_oneway_ref(name)
 
 
 def evaluation_statistics(config: ConfigDict) -> None:
@@ -218,8 +223,15 @@ def set_field(config: ConfigDict, field: str, text: str) -> None:
     """Sets ``field`` (dots descend) to ``text``, read as the type that the field has.
 
     The fields of ``network`` are the parameters of the network. Another ``network.name`` brings its own, and keeps what
-    the configuration had changed, as far as it has such parameters.
+    the configuration had changed, as far as it has such parameters. Another ``method.name`` is refused: a bound means
+    something else to each method, and presets go by it.
     """
+    if field == "method.name" and text != config.method.name:
+        methods.parameters(text)  # raises for an unknown one
+        raise ValueError(
+            f"config.method.name: a method is chosen after the colon, as in --config=cifar10:{text}, and brings its "
+            f"parameters; this is {config.method.name!r}"
+        )
     if field == "network.name":
         before, after = models.parameters(config.network.name), models.parameters(text)
         changed = {key: value for key, value in config.network.items() if key in after and value != before[key]}

@@ -1,13 +1,15 @@
 """Configurations: the paper's recipe to the letter, every preset loads, fields are read by their type."""
 
+import argparse
 import itertools
 import json
 
 import pytest
 
+from lagrangian_jax import attacks, data, distances, evaluation, methods, models
 from lagrangian_jax import config as configuration
-from lagrangian_jax import data, distances, evaluation, methods, models
 from lagrangian_jax.methods.regularisation import Regularisation
+from lagrangian_jax.train import build_regularisation
 from lagrangian_jax.workdir import open_workdir
 
 
@@ -34,7 +36,7 @@ def test_every_preset_names_what_exists(name, options):
         assert values["distance"] in distances.names()
         values["distance"] = "l2"  # the others need weights, which are the user's to bring
     methods.create(config.method.name, **values)
-    Regularisation(**config.regularisation).checked()
+    build_regularisation(config).checked()
     evaluation.suites.get(config.evaluation.suite)
     if config.evaluation.checkpoint == "best":
         assert config.data.validation > 0
@@ -86,11 +88,35 @@ def test_the_comparison_gives_every_attack_five_gradients(name):
         assert config.method.steps * config.method.step_size > 2 * budget
 
 
-def test_early_stopping_selects_by_the_attack_that_is_trained_with():
-    config = configuration.load("cifar10:pgd_linf,early_stopping")
-    expected = {"attack": "pgd_linf", "bound": 10 / 255, "steps": 10, "step_size": 2.5 / 255}
-    assert config.validation.to_dict() == expected
+def _parse(*arguments):
+    return configuration.parse(arguments, argparse.ArgumentParser())[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["cifar10:pgd_linf,early_stopping"], ("pgd_linf", 10 / 255, 10, 2.5 / 255, True)),
+        (["cifar10:pgd_linf,early_stopping", "method.bound=8/255"], ("pgd_linf", 8 / 255, 10, 2.5 / 255, True)),
+        (["cifar10:pgd_l2,early_stopping,comparison"], ("pgd_l2", 1.3, 5, 0.65, True)),
+        (["cifar10:pgd_l2,comparison,early_stopping"], ("pgd_l2", 1.3, 5, 0.65, True)),
+        (["imagenet100:pgd_l2,early_stopping", "method.random_start=false"], ("pgd_l2", 4.0, 10, 1.0, False)),
+    ],
+)
+def test_early_stopping_selects_by_the_attack_that_is_trained_with(arguments, expected):
+    config = _parse(f"--config={arguments[0]}", *(f"--config.{field}" for field in arguments[1:]))
+    validation = configuration.plain(config)["validation"]
+    names = ("attack", "bound", "steps", "step_size", "random_start")
+    assert json.loads(json.dumps(validation)) == dict(zip(names, expected, strict=True))
+    attacks.create(validation.pop("attack"), **validation)
+    assert {name: config.method[name] for name in validation} == validation
     assert (config.data.validation, config.evaluation.checkpoint) == (1000, "best")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_validation_has_fields_of_its_own(order):
+    fields = ["--config.validation.steps=40", "--config.method.steps=7"][::order]
+    config = _parse("--config=cifar10:pgd_l2,early_stopping", *fields)
+    assert (config.validation.steps, config.method.steps, config.validation.bound) == (40, 7, 1.3)
     assert configuration.load("cifar10:trades,early_stopping").validation.attack == "pgd_l2"
 
 
@@ -124,6 +150,24 @@ def test_a_method_brings_its_parameters():
     assert config.method.to_dict() == {"name": "standard"}
     with pytest.raises(ValueError, match=r"unknown field in config\.method: 'multiplier'"):
         configuration.set_field(config, "method.multiplier", "1")
+
+
+def test_another_method_is_chosen_after_the_colon():
+    with pytest.raises(
+        configuration.UsageError, match=r"method\.name: .* after the colon, .*:pgd_l2, .* is 'pgd_linf'"
+    ):
+        _parse("--config=cifar10:pgd_linf", "--config.method.name=pgd_l2")
+    with pytest.raises(configuration.UsageError, match="unknown method 'pgd_l3'; did you mean 'pgd_l2'"):
+        _parse("--config=cifar10:pgd_linf", "--config.method.name=pgd_l3")
+    assert _parse("--config=cifar10:trades", "--config.method.name=trades").method.bound == 0.031
+
+
+@pytest.mark.parametrize(("options", "second"), [("plus,trades", "trades"), ("mart,plus,trades", "trades")])
+def test_one_method_before_the_presets(options, second):
+    with pytest.raises(
+        ValueError, match=f"^'{second}' is a method: expected one, before the presets; got '{options}'$"
+    ):
+        configuration.load(f"cifar10:{options}")
 
 
 def test_differences_name_fields_and_both_values():
