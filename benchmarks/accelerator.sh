@@ -2,7 +2,7 @@
 # Everything that is to be measured on an accelerator, in under 10 minutes on one H100 or H200:
 #   bash benchmarks/accelerator.sh DIR
 # Each measurement leaves DIR/NAME.json and DIR/NAME.log; what is there already is not measured again, so the same
-# command goes on where it was stopped. A measurement that fails, or takes longer than it may, is told at the end, and
+# command goes on where it was stopped. DIR/budget says what they are worth. A measurement that fails, or takes longer than it may, is told at the end, and
 # the exit code is 1. `python -m benchmarks.targets DIR` prints the results beside the targets, as this does at its end.
 #
 # BUDGET=tiny   small networks, few images, hasty compilation, in minutes on a CPU: tries the script, measures nothing
@@ -23,6 +23,11 @@ python=${PYTHON:-python3}
 budget=${BUDGET:-full}
 total=${TIME:-590}
 wheels=${WHEELS:-.wheels}
+[ -s "$directory/budget" ] || echo "$budget" >"$directory/budget"
+if [ "$(cat "$directory/budget")" != "$budget" ]; then
+  echo "error: $directory holds measurements with BUDGET=$(cat "$directory/budget"), not $budget; choose another" >&2
+  exit 2
+fi
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 export PYTHONPATH=$PWD:$site${PYTHONPATH:+:$PYTHONPATH}

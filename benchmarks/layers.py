@@ -1,14 +1,16 @@
-"""What the layers of a training step cost on a CPU, by what XLA's library YNN is left to do, and how sums round.
+"""What the layers of a training step cost on a CPU, by how they are computed, and how sums round.
 
     python -m benchmarks.layers --output=results/layers.json
 
-``all`` is XLA's default, ``sums`` what `config.prepare_jax` sets (convolutions go to Eigen), ``none`` without YNN. The
-shapes are those of a ResNet-18's four stages. Milliseconds are the least of the rounds, in turns, so that all see the
-same machine; the error of a sum over the batch is relative, against float64.
+XLA's library YNN does ``all`` that it can by default; the ``sums`` alone, as `config.prepare_jax` has it (convolutions
+go to Eigen); or ``none``. ``plain`` is ``sums`` without Winograd's convolutions. The shapes are those of a ResNet-18's
+four stages. Milliseconds are the least of the rounds, in turns, so that all see the same machine; the error of a sum
+over the batch is relative, against float64.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 import time
@@ -24,10 +26,11 @@ from lagrangian_jax.config import YNN
 from lagrangian_jax.models.layers import BatchNorm, convolution
 
 SHAPES = ((32, 64), (16, 128), (8, 256), (4, 512))  # pixels a side, channels
-YNN_DOES: dict[str, dict[str, Any]] = {
-    "all": {},
-    "sums": {"xla_cpu_experimental_ynn_fusion_type": YNN},
-    "none": {"xla_cpu_experimental_ynn_fusion_type": ""},
+WAYS: dict[str, tuple[dict[str, Any], str]] = {  # the compiler's options, and the precision of products
+    "all": ({}, "default"),
+    "sums": ({"xla_cpu_experimental_ynn_fusion_type": YNN}, "default"),
+    "none": ({"xla_cpu_experimental_ynn_fusion_type": ""}, "default"),
+    "plain": ({"xla_cpu_experimental_ynn_fusion_type": YNN}, "highest"),
 }
 
 
@@ -58,32 +61,34 @@ def main(arguments: list[str]) -> int:
     rows = [measure(options.batch, size, channels, options.rounds) for size, channels in SHAPES]
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps({"jax": jax.__version__, "rows": rows}, indent=2) + "\n")
+        about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
+        options.output.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
     return 0
 
 
 def measure(batch: int, size: int, channels: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of each piece and errors of a sum at one shape, by what YNN does; printed, too."""
+    """Milliseconds of each piece and errors of a sum at one shape, by the way; printed, too."""
     rng = np.random.default_rng(0)
     x, y = (jnp.asarray(rng.normal(0.5, 1, (batch, size, size, channels)), jnp.float32) for _ in range(2))
     kernel = jnp.asarray(rng.normal(0, (9 * channels) ** -0.5, (3, 3, channels, channels)), jnp.float32)
     calls = {
-        name: {does: jax.jit(piece, compiler_options=options) for does, options in YNN_DOES.items()}
+        name: {way: jax.jit(piece, compiler_options=options) for way, (options, _) in WAYS.items()}
         for name, piece in PIECES.items()
     }
-    least = {name: dict.fromkeys(YNN_DOES, np.inf) for name in PIECES}
+    least = {name: dict.fromkeys(WAYS, np.inf) for name in PIECES}
     for _ in range(rounds + 1):  # the first compiles
         for name, by in calls.items():
-            for does, call in by.items():
-                started = time.perf_counter()
-                jax.block_until_ready(call(x, kernel, y))
-                least[name][does] = min(least[name][does], 1000 * (time.perf_counter() - started))
+            for way, call in by.items():
+                with jax.default_matmul_precision(WAYS[way][1]):
+                    started = time.perf_counter()
+                    jax.block_until_ready(call(x, kernel, y))
+                    least[name][way] = min(least[name][way], 1000 * (time.perf_counter() - started))
     exact = np.sum(np.asarray(x), (0, 1, 2), np.float64)
     errors = {
-        does: float(np.max(np.abs(jax.jit(lambda x: jnp.sum(x, (0, 1, 2)), compiler_options=options)(x) / exact - 1)))
-        for does, options in YNN_DOES.items()
+        way: float(np.max(np.abs(jax.jit(lambda x: jnp.sum(x, (0, 1, 2)), compiler_options=options)(x) / exact - 1)))
+        for way, (options, _) in WAYS.items()
     }
-    print(f"{batch} x {size} x {size} x {channels}, YNN does:" + "".join(f"{does:>10}" for does in YNN_DOES))
+    print(f"{f'{batch} x {size} x {size} x {channels}':34s}" + "".join(f"{way:>10}" for way in WAYS))
     for name, by in least.items():
         print(f"  {name:32s}" + "".join(f"{value:10.2f}" for value in by.values()) + "  ms")
     print(f"  {'error of a sum':32s}" + "".join(f"{value:10.1e}" for value in errors.values()))

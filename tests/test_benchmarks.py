@@ -16,6 +16,7 @@ import pytest
 from benchmarks import floors, operations, start, targets
 from benchmarks import input as inputs
 from lagrangian_jax import config as configuration
+from lagrangian_jax import methods
 from lagrangian_jax.models.layers import convolution
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -41,6 +42,14 @@ def test_the_recipe_s_floor():
     assert seconds["convolutions"] == pytest.approx(50_000 * counted["bytes"]["convolutions"] / 1e6)
 
 
+def test_a_floor_is_that_of_plain_convolutions():
+    """Of a network that a CPU computes by Winograd's, which move more."""
+    config = configuration.load("cifar10:standard,slim")
+    run, arguments = floors.step_of(config, methods.create("standard"))
+    here = operations.total(floors.convolution_bytes, run, *arguments) / config.train.batch_size
+    assert floors.counted(config)["bytes"]["convolutions"] < 0.95 * here
+
+
 def test_targets_are_judged_and_gaps_shown(tmp_path):
     shown = targets.table(tmp_path).splitlines()
     assert len(shown) == 2 + len(targets.TARGETS)
@@ -55,6 +64,10 @@ def test_targets_are_judged_and_gaps_shown(tmp_path):
     assert "| second start to the first step | at most 10 s | 7 s | met |" in shown
     assert "| `cifar10_table1`, 10,000 images | at most 5 min | 3 min | met |" in shown
     assert shown.endswith("On D.")
+    (tmp_path / "budget").write_text("tiny\n")
+    shown = targets.table(tmp_path)
+    assert "| its step against PyTorch, eager | at least 3 times | 2.5 times |  |" in shown
+    assert shown.endswith("A tiny budget: it measures nothing.")
 
 
 def test_waiting_is_seen_and_what_was_made_ahead_is_not_counted():
@@ -110,6 +123,9 @@ def test_accelerator_without_time_says_what_is_missing(tmp_path):
     assert "not measured: train_fast_eager: no time left" in done.stderr
     assert done.stdout.count("not measured yet") == len(targets.TARGETS)
     assert not list(tmp_path.glob("*.json"))
+    done = accelerator(tmp_path, TIME="0", BUDGET="full")
+    assert done.returncode == 2
+    assert "holds measurements with BUDGET=tiny, not full" in done.stderr
 
 
 @pytest.mark.slow

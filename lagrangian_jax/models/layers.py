@@ -27,15 +27,20 @@ def torch_bias_uniform(fan_in: int):
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolution(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
     """`lax.conv_general_dilated`, NHWC x HWIO -> NHWC, with programs for XLA's CPU compiler that it makes fast.
 
     There kernels of three rows take half of the products (`winograd`) where that pays, unless
-    ``jax.default_matmul_precision`` asks for more than the default; and gradients are written out. On other devices all
-    is JAX's own. ``benchmarks/README.md`` has the measurements.
+    ``jax.default_matmul_precision`` asks for more than the default; and gradients are written out, so that there is no
+    forward mode (`jax.jvp`). On other devices all is JAX's own. ``benchmarks/README.md`` has the measurements.
     """
-    if not _by_winograd(x, kernel, stride):
+    exact = jax.config.values["jax_default_matmul_precision"] not in (None, "default")
+    return _convolution(x, kernel, stride, padding, exact)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolution(x, kernel, stride, padding, exact):
+    if exact or not _by_winograd(x, kernel, stride):
         return _direct(x, kernel, stride, padding)
     return lax.platform_dependent(
         x,
@@ -56,33 +61,32 @@ def _by_winograd(x, kernel, stride):
         kernel.shape[0] == 3
         and stride == 1
         and x.dtype == jnp.float32
-        and jax.config.values["jax_default_matmul_precision"] in (None, "default")
         and min(features, kernel.shape[3]) >= 32
         and height >= 4
         and batch * height * width >= 512
     )
 
 
-def _convolution_forward(x, kernel, stride, padding):
-    return convolution(x, kernel, stride, padding), (x, kernel)
+def _convolution_forward(x, kernel, stride, padding, exact):
+    return _convolution(x, kernel, stride, padding, exact), (x, kernel)
 
 
-def _convolution_backward(stride, padding, residuals, cotangent):
+def _convolution_backward(stride, padding, exact, residuals, cotangent):
     def elsewhere(x, kernel, cotangent):
         direct = functools.partial(_direct, stride=stride, padding=padding)
         return jax.vjp(direct, x, kernel)[1](cotangent)
 
     def on_cpu(x, kernel, cotangent):
-        by_x = _input_gradient(cotangent, kernel, x.shape, stride, padding)
+        by_x = _input_gradient(cotangent, kernel, x.shape, stride, padding, exact)
         return by_x, _kernel_gradient(x, cotangent, kernel.shape, stride, padding)
 
     return lax.platform_dependent(*residuals, cotangent, cpu=on_cpu, default=elsewhere)
 
 
-convolution.defvjp(_convolution_forward, _convolution_backward)
+_convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
-def _input_gradient(cotangent, kernel, shape, stride, padding):
+def _input_gradient(cotangent, kernel, shape, stride, padding, exact):
     # Inside a `while` loop the compiler leaves the gradient as JAX writes it, with the kernel's features swapped by the
     # dimension numbers, to a plain loop nest, five times slower than its library. So the kernel itself is swapped.
     rows, columns, features, results = kernel.shape
@@ -94,7 +98,7 @@ def _input_gradient(cotangent, kernel, shape, stride, padding):
         low = size - 1 - padding[axis][0]
         high = shape[axis + 1] + size - 2 - (cotangent.shape[axis + 1] - 1) * stride - low
         sides.append((low, high))
-    if _by_winograd(cotangent, swapped, stride):
+    if not exact and _by_winograd(cotangent, swapped, stride):
         return winograd.convolution(cotangent, swapped, (sides[0], sides[1]))
     return lax.conv_general_dilated(
         cotangent, swapped, (1, 1), sides, lhs_dilation=(stride, stride), dimension_numbers=LAYOUT

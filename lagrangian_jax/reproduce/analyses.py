@@ -51,10 +51,10 @@ def multipliers(bench: Workbench, work: Sequence[Work]) -> Outcome:
         columns[f"{name}_{estimator}"] = f"{'CE' if loss == 'cross_entropy' else loss}, {bound:g}, {estimator}"
     outcome = Outcome(columns, paper.TABLE3, paper.METHODS)
     outcome.remarks.append(
-        "Derivative of the adversarial loss by the l2 budget, over the test images, misclassified ones too. Mean and Std "
-        "(of the population) are of the cross-entropy at a budget of 1.0, by central difference; the paper tells neither "
-        "loss, budget nor estimator. The other columns are means by loss, budget and estimator; the envelope estimator "
-        "counts the values inside the box of images alone."
+        "Derivative of the adversarial loss by the l2 budget, over the test images, misclassified ones too. Mean and "
+        "Std (of the population) are of the cross-entropy at a budget of 1.0, by central difference; the paper tells "
+        "neither loss, budget nor estimator. The other columns are means by loss, budget and estimator; the envelope "
+        "estimator counts the values inside the box of images alone."
     )
     steps = QUICK_STEPS if bench.preset == "quick" else MULTIPLIER_STEPS
     for network, found, _ in paired(bench, work):
