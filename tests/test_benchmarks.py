@@ -10,14 +10,17 @@ import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from benchmarks import floors, operations, start, targets
+from benchmarks import exactness, floors, operations, start, targets
 from benchmarks import input as inputs
 from lagrangian_jax import config as configuration
-from lagrangian_jax import methods
+from lagrangian_jax import data, methods
 from lagrangian_jax.models.layers import convolution
+from lagrangian_jax.train import build_network
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -48,6 +51,24 @@ def test_a_floor_is_that_of_plain_convolutions():
     run, arguments = floors.step_of(config, methods.create("standard"))
     here = operations.total(floors.convolution_bytes, run, *arguments) / config.train.batch_size
     assert floors.counted(config)["bytes"]["convolutions"] < 0.95 * here
+
+
+@pytest.mark.slow
+def test_what_faster_arithmetic_changes(monkeypatch):
+    monkeypatch.setattr(exactness, "ATTACKS", {"pgd_l2": {"bound": 1.0, "steps": 1}})
+    config = configuration.load("digits:standard,smoke").unlock()
+    configuration.set_field(config, "network.name", "resnet8")
+    config.network.width = 32
+    rng = np.random.default_rng(0)
+    images = data.Split(rng.integers(0, 256, (8, 16, 16, 1), np.uint8), np.arange(8) % 10, np.arange(8))
+    network = build_network(config, 10)
+    variables = network.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    found = exactness.compare(config, 10, variables, images)["arithmetic"]
+    assert (found["plain"]["largest_change"], found["plain"]["changed_predictions"]) == (0, 0)
+    if jax.default_backend() == "cpu":
+        assert 0 < found["float32"]["largest_change"] < 1e-4
+    assert found["bfloat16"]["rms_change"] > 100 * found["float32"]["rms_change"]
+    assert found["plain"]["pgd_l2"] <= found["plain"]["clean"]
 
 
 def test_targets_are_judged_and_gaps_shown(tmp_path):
