@@ -46,11 +46,11 @@ def _evaluate_weights(config: ConfigDict, workdir: pathlib.Path, weights: str) -
 
     evaluation.suites.get(config.evaluation.suite)  # an unknown name is told before anything is loaded
     parallel.start()
+    dataset = data.load(config.data)
+    network = build_network(config, len(dataset.classes))
+    size = config.data.image_size
+    variables = load_variables(pathlib.Path(weights), network, (size, size, 3))
     with open_workdir(workdir, config):
-        dataset = data.load(config.data)
-        network = build_network(config, len(dataset.classes))
-        size = config.data.image_size
-        variables = load_variables(pathlib.Path(weights), network, (size, size, 3))
         evaluate(config, workdir, dataset, variables, None)
 
 

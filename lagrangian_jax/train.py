@@ -62,17 +62,13 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
       OSError: something cannot be written; what is there is from before.
     """
     # ---- What is trained, on what, how -----------------------------------------------------
+    check(config, dataset)
     mesh = parallel.mesh()
     source = dataset.train
     resident = isinstance(source, data.Split)
     examples = len(source.labels)
     steps_per_epoch = batches_of_epoch(config, examples, mesh.size)
     batch_size = config.train.batch_size
-    chosen = config.evaluation.checkpoint
-    if chosen not in ("last", "best"):
-        raise ValueError(f"evaluation.checkpoint: expected 'last' or 'best'; got {chosen!r}")
-    if chosen == "best" and not (config.data.validation and config.train.epochs > config.train.clean_epochs):
-        raise ValueError("evaluation.checkpoint: 'best' needs data.validation > 0 and an epoch after the clean ones")
     total_steps = config.train.epochs * steps_per_epoch
     clean_steps = config.train.clean_epochs * steps_per_epoch
     network = build_network(config, len(dataset.classes))
@@ -90,7 +86,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     clean = compiled(methods.create("standard"), Regularisation(regularisation.label_smoothing))
     adversarial = compiled(method, regularisation)
     count_correct, validate = build_counter(network, mesh), build_validation(config, network, mesh)
-    same_data(workdir, dataset)
 
     # ---- The state: new, or that of the last checkpoint ------------------------------------
     size = config.data.image_size
@@ -102,6 +97,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
         method.memory(examples),
         average=config.train.average > 0,
     )
+    # What the method cannot do with this network or these images shows in tracing: now, not after the clean epochs.
+    rows, index_shape = (examples, (1, batch_size)) if resident else (batch_size, (batch_size,))
+    shapes = ((rows, size, size, 3), jnp.uint8), ((rows,), jnp.int32), (index_shape, jnp.int32)
+    jax.eval_shape(adversarial, state, *(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+    same_data(workdir, dataset)
     # Two of each: the newest may be damaged, and `last` may still refer to the `best` before.
     last, best = (Checkpoints(workdir / "checkpoints" / name, 2, config.method.name) for name in ("last", "best"))
     position: dict[str, Any] = {"seconds": 0.0, "best": None, "window": None}
@@ -109,10 +109,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     messages: list[str] = []
     if restored:
         state, position, messages = restored
-    # What the method cannot do with this network or these images shows in tracing: now, not after the clean epochs.
-    rows, index_shape = (examples, (1, batch_size)) if resident else (batch_size, (batch_size,))
-    shapes = ((rows, size, size, 3), jnp.uint8), ((rows,), jnp.int32), (index_shape, jnp.int32)
-    jax.eval_shape(adversarial, state, *(jax.ShapeDtypeStruct(*shape) for shape in shapes))
     state = parallel.replicate(state, mesh)
     step = int(state.step)
 
@@ -201,7 +197,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
 
     # ---- What to evaluate --------------------------------------------------------------------
     selected: dict[str, Any] = {"checkpoint": "last", "step": step, "epoch": step / steps_per_epoch}
-    if chosen == "best":
+    if config.evaluation.checkpoint == "best":
         at = position["best"]["step"]
         found = best.restore(state, mesh, at)
         if found is None:
@@ -217,6 +213,43 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
         "selected": selected,
     }
     return Trained(jax.device_get(state.variables()), summary)
+
+
+_AT_LEAST = {
+    "train.epochs": 0,
+    "train.clean_epochs": 0,
+    "train.steps_per_call": 0,
+    "train.log_steps": 1,
+    "train.checkpoint_steps": 0,
+    "optimizer.learning_rate": 0,
+    "optimizer.warmup": 0,
+    "evaluation.batch_size": 1,
+    "evaluation.examples": 0,
+}
+
+
+def check(config: ConfigDict, dataset: data.Dataset) -> None:
+    """Raises ValueError or OSError where the values of a configuration cannot be run on these images.
+
+    Writes nothing, so that it can come before a work directory is claimed.
+    """
+    for field, least in _AT_LEAST.items():
+        group, name = field.split(".")
+        if not least <= config[group][name] < float("inf"):
+            raise ValueError(f"{field}: expected {least} or more; got {config[group][name]!r}")
+    if not 0 <= config.train.average < 1:
+        raise ValueError(f"train.average: expected 0 or more, below 1; got {config.train.average!r}")
+    chosen = config.evaluation.checkpoint
+    if chosen not in ("last", "best"):
+        raise ValueError(f"evaluation.checkpoint: expected 'last' or 'best'; got {chosen!r}")
+    if chosen == "best" and not (config.data.validation and config.train.epochs > config.train.clean_epochs):
+        raise ValueError("evaluation.checkpoint: 'best' needs data.validation > 0 and an epoch after the clean ones")
+    steps_per_epoch = batches_of_epoch(config, len(dataset.train.labels), parallel.mesh().size)
+    build_network(config, len(dataset.classes))
+    build_method(config)
+    build_regularisation(config)
+    build_optimizer(config, build_schedule(config, steps_per_epoch))
+    build_validation_attack(config)
 
 
 def build_network(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -235,7 +268,7 @@ def build_method(config: ConfigDict) -> methods.Method:
 
 def build_regularisation(config: ConfigDict) -> Regularisation:
     """What a configuration adds to the method's loss."""
-    regularisation = Regularisation(**config.regularisation)
+    regularisation = Regularisation(**config.regularisation).checked()
     if regularisation.variation and config.method.name == "standard":
         raise ValueError("regularisation.variation: expected 0 with the method 'standard', which crafts no images")
     return regularisation
@@ -334,12 +367,17 @@ def batches_of_epoch(config: ConfigDict, examples: int, devices: int = 1) -> int
     return steps or whole
 
 
+def build_validation_attack(config: ConfigDict) -> attacks.Attack:
+    """The attack of a configuration that the held-out images are attacked with."""
+    options = dict(config.validation.items())
+    return attacks.create(options.pop("attack"), **options)
+
+
 def build_validation(
     config: ConfigDict, network: nn.Module, mesh: Mesh
 ) -> Callable[[TrainState, data.Split], dict[str, float]]:
     """``validate(state, split)``: clean and robust accuracy, exact fractions of the held-out images."""
-    options = {name: value for name, value in config.validation.items() if name != "attack"}
-    attack = attacks.create(config.validation.attack, **options)
+    attack = build_validation_attack(config)
 
     def count(variables, key, images, labels, index, real):
         def logits_fn(images):

@@ -24,6 +24,8 @@ FREE = (("data", "dir"), ("data", "workers"), ("evaluation", "batch_size"), ("ev
 def open_workdir(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
     """Makes the directory, or checks that it belongs to this configuration, and holds it against other runs.
 
+    It belongs to that of the first run that left more than its settings in it.
+
     In a job of several processes the first one does, and an error is raised in all of them.
 
     Raises:
@@ -54,7 +56,9 @@ def _claim(workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or give another --workdir") from error
     different = differences(_fixed(plain(config)), _fixed(_with_younger_parameters(made_with)))
-    if different:
+    if different and {entry.name for entry in workdir.iterdir()} == {".lock", "config.json"}:
+        write_whole(path, json.dumps(plain(config), indent=2) + "\n")  # what it was made with never began
+    elif different:
         raise ValueError(
             f"{workdir} belongs to another configuration: {'; '.join(different)}. "
             "Give another --workdir, or the configuration it was made with."

@@ -185,6 +185,7 @@ def test_a_work_directory_from_before_a_parameter_goes_on_with_its_default(tmp_p
     (tmp_path / "config.json").write_text(json.dumps(before))
     with open_workdir(tmp_path, config):
         pass
+    (tmp_path / "data.json").write_text("{}")
     config.method.bound_spread = 2.0
     with (
         pytest.raises(ValueError, match=r"method\.bound_spread: 1\.0 there, 2\.0 here"),

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from lagrangian_jax import config as configuration
-from lagrangian_jax import data, methods, parallel
+from lagrangian_jax import data, main, methods, parallel
 from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.losses import cross_entropy, soft_margin
 from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy
@@ -22,6 +22,7 @@ from lagrangian_jax.methods.regularisation import Regularisation, perturbed, var
 from lagrangian_jax.state import initial_state
 from lagrangian_jax.step import resident_steps, training_step
 from lagrangian_jax.train import build_regularisation, train
+from lagrangian_jax.workdir import open_workdir
 
 RATE = 0.1
 
@@ -155,6 +156,47 @@ def test_what_a_method_cannot_do_is_told_before_the_clean_epochs(tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "fields", "message"),
+    [
+        ("mma", "method.statistics=evl", "method 'mma': statistics must be 'train' or"),
+        ("pat", "method.distance=lpips_alexnet", "lpips_alexnet"),
+        ("jpeg", "method.step_size=abc", "method 'jpeg': step_size must be a positive number; got 'abc'"),
+        ("ddn", "method.levels=1", "method 'ddn': levels must be an integer, 2 or larger, or None; got 1"),
+        ("lagrangian", "validation.steps=0", "attack 'pgd_l2': steps must be an integer, 1 or larger; got 0"),
+        ("lagrangian", "regularisation.variation=-1", "regularisation.variation: expected 0 or more; got -1.0"),
+        ("standard", "regularisation.variation=1", "expected 0 with the method 'standard'"),
+        ("lagrangian", "optimizer.schedule=stp", "optimizer.schedule: expected step, cosine or linear; got 'stp'"),
+        ("lagrangian", "train.steps=12", "train.steps: expected 0 to 10 batches of 128; got 12"),
+        ("lagrangian", "train.average=-0.1", "train.average: expected 0 or more, below 1; got -0.1"),
+        ("lagrangian", "train.average=1.5", "train.average: expected 0 or more, below 1; got 1.5"),
+        ("lagrangian", "train.log_steps=0", "train.log_steps: expected 1 or more; got 0"),
+        ("lagrangian", "evaluation.examples=-1", "evaluation.examples: expected 0 or more; got -1"),
+        ("lagrangian", "precision=float16", "precision: expected float32 or bfloat16; got 'float16'"),
+    ],
+)
+def test_what_cannot_be_run_claims_no_work_directory(tmp_path, capsys, options, fields, message):
+    workdir = tmp_path / "run"
+    assert main.main([f"--config=digits:{options},smoke", f"--config.{fields}", f"--workdir={workdir}"]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not workdir.exists()
+
+
+def test_what_shows_in_tracing_alone_leaves_the_work_directory_to_another_configuration(tmp_path, capsys):
+    arguments = ["--config=digits:jpeg,smoke", f"--workdir={tmp_path}"]
+    assert main.main([*arguments, "--config.data.image_size=24"]) == 1
+    assert "multiples of 16" in capsys.readouterr().err
+    config = configuration.load("digits:jpeg,smoke")
+    with open_workdir(tmp_path, config):
+        (tmp_path / "data.json").write_text("{}")  # now there is something of it
+    assert json.loads((tmp_path / "config.json").read_text()) == configuration.plain(config)
+    other = configuration.load("digits:ddn,smoke")
+    with pytest.raises(ValueError, match="belongs to another configuration"), open_workdir(tmp_path, other):
+        pass
+
+
 # ---- Memory ----------------------------------------------------------------------------------------
 
 
@@ -206,7 +248,7 @@ def test_memory_on_eight_devices_is_that_on_one():
         sys.path.insert(0, sys.argv[1])
         from jax.sharding import Mesh
         from test_methods_options import IMAGES, LABELS, NETWORK, ROWS
-        from lagrangian_jax import data, methods, parallel
+        from lagrangian_jax import data, main, methods, parallel
         from lagrangian_jax.state import initial_state
         from lagrangian_jax.step import resident_steps, training_step
 
