@@ -4,9 +4,10 @@
     python -m benchmarks.methods --methods=standard,lagrangian,pgd_linf --config.network.width=64
 
 Evaluations and operations are counted in the programs, with the parameters and the network of configs/cifar10.py.
-Seconds are measured, in turns, on the network of ``--config``, by default a slim one that a CPU affords. `pgd_linf` is
-PGD-10; `pgd_5` is the same with 5 steps, which the paper says is what the Lagrangian step costs. Carlini and Wagner's
-attack ends early where it can: counted is the most that it may take.
+Seconds are measured, in turns, as ``--config`` says, with each method in place of the one that it names and its
+presets on top; by default with a slim network that a CPU affords. `pgd_linf` is PGD-10, unless a preset says otherwise;
+`pgd_5` is the same with 5 steps, which the paper says is what the Lagrangian step costs. Carlini and Wagner's attack
+ends early where it can: counted is the most that it may take.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import pathlib
 import statistics
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -28,10 +30,13 @@ from benchmarks import operations
 from benchmarks.train_step import in_turns, ours
 from lagrangian_jax import config as configuration
 from lagrangian_jax import methods
+from lagrangian_jax.names import unknown
 from lagrangian_jax.parallel import AXIS
 from lagrangian_jax.state import initial_state
 from lagrangian_jax.step import resident_steps, training_step
 from lagrangian_jax.train import build_method, build_network, build_optimizer
+
+NAMES = (*methods.names(), "pgd_5")
 
 
 def main(argv: list[str]) -> int:
@@ -40,23 +45,34 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of the measurement; 0 counts only")
     parser.add_argument("--seconds", type=float, default=0.0, help="of each method in a round; at least two steps")
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
+    parser.add_argument("--config", default="cifar10:slim", help="as for training; its method is replaced by each")
+    arguments, overrides = parser.parse_known_args(argv)
+    names = arguments.methods.split(",") if arguments.methods else NAMES
     try:
-        given = argv if any(a.startswith("--config=") for a in argv) else [*argv, "--config=cifar10:comparison"]
-        arguments, config = configuration.parse(given, parser)
-    except configuration.UsageError as error:
+        configurations = {name: measured(name, arguments.config, overrides) for name in names}
+        config = configurations[names[0]]
+        configuration.prepare_jax(config)
+        for each in configurations.values():
+            build_method(each)  # refuses values that it does not take
+    except (configuration.UsageError, ValueError) as error:
         return configuration.fail(str(error), code=2)
-    configuration.prepare_jax(config)
-    names = arguments.methods.split(",") if arguments.methods else [*methods.names(), "pgd_5"]
     rows = {name: count(paper(name)) for name in names}
     result: dict[str, Any] = {"jax": jax.__version__, "methods": rows}
     if arguments.rounds:
-        steps = {name: ours(measured(name, config)) for name in names}
+        steps = {name: ours(configurations[name]) for name in names}
         times = in_turns({name: step["call"] for name, step in steps.items()}, arguments.rounds, arguments.seconds)
         for name, values in times.items():
             rows[name]["seconds"] = statistics.median(values) / steps[name]["steps_per_call"]
         network = configuration.plain(config.network)
         device = {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
-        result["measured"] = {**device, "network": network, "batch_size": config.train.batch_size}
+        result["measured"] = {
+            **device,
+            "config": arguments.config,
+            "network": network,
+            "precision": config.precision,
+            "batch_size": config.train.batch_size,
+            "methods": {name: step["method"] for name, step in steps.items()},
+        }
     for row in rows.values():
         for unit in ("operations", "seconds"):
             for base in ("standard", "pgd_linf"):
@@ -78,11 +94,29 @@ def paper(name: str) -> ConfigDict:
     return config
 
 
-def measured(name: str, config: ConfigDict) -> ConfigDict:
-    """``config`` with the method, and its parameters, of the paper's recipe."""
-    config = config.copy_and_resolve_references().unlock()
-    config.method = paper(name).method
-    return config.lock()
+def measured(name: str, spec: str, overrides: Sequence[str]) -> ConfigDict:
+    """The configuration of ``FILE[:method,preset,...]`` with a method in place of that one.
+
+    Args:
+      name: one of `NAMES`.
+      spec: as in ``--config``.
+      overrides: as ``--config.field=value``; each must suit the method.
+
+    >>> config = measured("pgd_linf", "cifar10:lagrangian,fast", ["--config.method.steps=7"])
+    >>> config.method.statistics, config.method.steps, config.precision
+    ('eval', 7, 'bfloat16')
+    """
+    if name not in NAMES:
+        raise unknown("method", name, NAMES)
+    method, steps = ("pgd_linf", ["--config.method.steps=5"]) if name == "pgd_5" else (name, [])
+    file, _, options = spec.partition(":")
+    first, *presets = options.split(",")
+    presets = presets if first in methods.names() else [first, *presets]
+    given = [f"--config={file}:{','.join([method, *presets])}", *steps, *overrides]
+    try:
+        return configuration.parse(given, argparse.ArgumentParser())[1]
+    except configuration.UsageError as error:
+        raise configuration.UsageError(f"{name}: {error}") from error
 
 
 def count(config: ConfigDict) -> dict[str, float]:
@@ -152,11 +186,11 @@ def evaluations(method: methods.Method, rounds: int = 1) -> tuple[float, float]:
 
 
 def show(rows: dict[str, dict[str, float]]) -> None:
-    print(f"{'':15s} gradients  passes  operations  / standard  / PGD-10    seconds  / standard  / PGD-10")
+    print(f"{'':15s} gradients  passes  operations  / standard  / pgd_linf    seconds  / standard  / pgd_linf")
     for name, row in rows.items():
         line = f"{name:15s} {row['gradients']:9.0f} {row['passes']:7.0f}"
         for unit in ("operations", "seconds"):
-            for column, width in ((unit, 12), (f"{unit}_over_standard", 12), (f"{unit}_over_pgd_linf", 10)):
+            for column, width in ((unit, 12), (f"{unit}_over_standard", 12), (f"{unit}_over_pgd_linf", 12)):
                 line += f" {row[column]:{width - 1}.2f}" if column in row else " " * width
         print(line)
 
