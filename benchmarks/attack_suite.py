@@ -11,7 +11,6 @@ tells its peak since the start alone, so there an attack that needs less than an
 
 import argparse
 import contextlib
-import json
 import pathlib
 import sys
 import time
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lagrangian_jax as lj
+from benchmarks.output import write
 from lagrangian_jax.evaluation.suites import Row
 
 DISTANCE = {"distance": "lpips_alexnet_cifar"}
@@ -88,9 +88,6 @@ def main(arguments: list[str]) -> int:
         measured.append(row)
         print(line(row), flush=True)
     result = {
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "jax": jax.__version__,
         "images": options.images,
         "size": options.size,
         "width": options.width,
@@ -106,9 +103,7 @@ def main(arguments: list[str]) -> int:
             f"{totals['compile_seconds']:.1f} s, {whole['wall_seconds']:.1f} s in all, "
             f"{whole['peak_bytes'] / 2**20:.0f} MiB"
         )
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write(options.output, result)
     return 0
 
 

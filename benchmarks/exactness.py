@@ -9,7 +9,6 @@
 
 import argparse
 import functools
-import json
 import pathlib
 import sys
 from typing import Any
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.output import write
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, evaluation
 from lagrangian_jax.evaluate import load_variables, test_images
@@ -45,17 +45,13 @@ def _measure(config: ConfigDict, weights: pathlib.Path, output: pathlib.Path | N
     size, images = config.data.image_size, test_images(config, dataset)
     variables = load_variables(weights, build_network(config, len(dataset.classes)), (size, size, 3))
     result = {
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
         "seed": config.seed,
         "data": {"name": dataset.name, "remark": dataset.remark, "examples": len(images.labels)},
         **compare(config, len(dataset.classes), variables, images),
     }
     for name, row in result["arithmetic"].items():
         print(f"{name:10s}" + ", ".join(f"{key} {value:.4g}" for key, value in row.items()))
-    if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=2) + "\n")
+    write(output, result)
 
 
 def compare(config: ConfigDict, classes: int, variables: Any, images: data.Split) -> dict[str, Any]:

@@ -10,7 +10,6 @@ bodies once.
 """
 
 import argparse
-import json
 import math
 import pathlib
 import sys
@@ -23,6 +22,7 @@ from jax.extend import core
 from jax.sharding import Mesh
 
 from benchmarks import operations
+from benchmarks.output import write
 from lagrangian_jax import config as configuration
 from lagrangian_jax import losses, methods
 from lagrangian_jax.models.forward import bind
@@ -56,13 +56,10 @@ def main(argv: list[str]) -> int:
     configuration.prepare_jax(config)
     result = {"config": arguments.config, "precision": config.precision, **counted(config)}
     if arguments.compile:
-        result["device"] = jax.devices()[0].device_kind
         result["bytes"]["compiled"] = compiled(config)
     result["epoch_seconds"] = {card.name: floors(card, result["operations"], result["bytes"]) for card in CARDS}
     show(result)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(arguments.output, result)
     return 0
 
 

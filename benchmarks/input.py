@@ -11,7 +11,6 @@ cover with work of its own, which is what the ratio tells.
 
 import argparse
 import contextlib
-import json
 import os
 import pathlib
 import statistics
@@ -25,6 +24,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from benchmarks.output import write
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, parallel
 from lagrangian_jax.data.flowers import FolderSource
@@ -59,16 +59,13 @@ def main(argv: list[str]) -> int:
         else:
             times = measure(state, *resident(config), arguments.rounds, arguments.calls)
     result = {
-        "device": jax.devices()[0].device_kind,
         "config": arguments.config,
         "batch_size": config.train.batch_size,
         "image_size": config.data.image_size,
         **times,
     }
     show(result)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(arguments.output, result)
     return 0
 
 

@@ -9,8 +9,6 @@ over the batch is relative, against float64.
 """
 
 import argparse
-import json
-import os
 import pathlib
 import sys
 import time
@@ -22,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from benchmarks.output import write
 from lagrangian_jax.config import YNN
 from lagrangian_jax.models.layers import BatchNorm, convolution
 
@@ -59,10 +58,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
     options = parser.parse_args(arguments)
     rows = [measure(options.batch, size, channels, options.rounds) for size, channels in SHAPES]
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
-        options.output.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+    write(options.output, {"rows": rows})
     return 0
 
 

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from benchmarks import operations
+from benchmarks.output import write
 from lagrangian_jax import config as configuration
 from lagrangian_jax import parallel
 from lagrangian_jax.state import initial_state
@@ -210,8 +211,7 @@ def main(argv: list[str]) -> int:
     ]
     result["hardware"] = [hardware._asdict() for hardware in HARDWARE]
     show(result)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(arguments.output, result)
     return 0
 
 

@@ -8,13 +8,14 @@ its first line of metrics. There are no clean epochs: the first step is the meth
 """
 
 import argparse
-import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+
+from benchmarks.output import write
 
 DEFAULT = ("--config=digits:lagrangian,smoke",)
 FIRST_STEP = ("--config.train.log_steps=1", "--config.train.steps_per_call=1", "--config.train.clean_epochs=0")
@@ -30,9 +31,7 @@ def main(argv: list[str]) -> int:
         seconds = {name: first_step(fields, work / name, work / "compiled") for name in ("cold", "warm")}
     result = {"command": ["python", "-m", "lagrangian_jax.main", *fields], "seconds": seconds}
     print(f"first start {seconds['cold']:.1f} s to the first step, second start {seconds['warm']:.1f} s")
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(options.output, result)
     return 0
 
 

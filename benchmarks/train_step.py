@@ -8,7 +8,6 @@ machine; the ratio is of the medians. Random images: speed does not depend on th
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import sys
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import operations
+from benchmarks.output import write
 from lagrangian_jax import config as configuration
 from lagrangian_jax import parallel
 from lagrangian_jax.state import initial_state
@@ -80,9 +80,7 @@ def main(argv: list[str]) -> int:
     if arguments.peer:
         result["ratio"] = seconds["torch"] / seconds["lagrangian_jax"]
     show(result)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(arguments.output, result)
     return 0
 
 
