@@ -43,7 +43,7 @@ Presets, after the method: ``configs/cifar10.py:lagrangian,fast``
   plus            beyond the paper: what is expected to lift the unseen mean; not measured yet
   fast            bfloat16, batch 512, evaluation-mode statistics in the attack, averaged weights, best by validation
   slim            width 16 and 4 epochs, for a CPU: an hour or two on 2 cores
-  comparison      every method for a CPU at one budget: as many epochs, and attacks of 5 gradients; minutes each
+  comparison      every method for a CPU at one budget: as many epochs, and attacks of 5 gradients
   smoke           a few steps on a tiny network
 """
 
@@ -143,8 +143,8 @@ FIVE_STEPS: dict[str, dict] = {
 def comparison(config: ConfigDict) -> None:
     """For a CPU, every method at one budget: as many images seen, and attacks of as many gradients as Lagrangian's.
 
-    Table 1's attacks on 1,000 test images, every class its share. On one core a step takes 0.2 s (standard) to 1.4 s
-    (pat), a training 3 to 16 minutes, an evaluation about 40.
+    Table 1's attacks on 1,000 test images, every class its share. results/cifar10_comparison has what each training
+    and evaluation gave, and how long it took.
     """
     config.network.width = 16
     config.train.epochs = 4

@@ -8,7 +8,8 @@ robust accuracy far above that of standard training, in about two minutes on 2 C
     python -m lagrangian_jax.main --config=configs/digits.py:lagrangian,smoke
 
 Every method of configs/cifar10.py, with its parameters there, but for attacks of hundreds of gradients: `msd` takes 10
-steps in place of 50 (larger ones), `ddn` 20 in place of 100, `carlini_wagner` 3 rounds of 20 in place of 5 of 50.
+steps in place of 50 (larger ones), `ddn` 20 in place of 100, `carlini_wagner` 3 rounds of 20 in place of 5 of 50. And
+`iaat` warms up for 3 of the 8 epochs, in place of 13 of 100.
 """
 
 from functools import partial

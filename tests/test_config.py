@@ -78,6 +78,14 @@ def test_methods_of_each_configuration():
     assert offered["cifar10_three_classes"] == {"standard", "lagrangian", "pgd_l2", "pat", "carlini_wagner"}
 
 
+@pytest.mark.parametrize("name", methods.names())
+def test_digits_take_the_parameters_of_cifar10_but_for_what_their_docstring_says(name):
+    digits, cifar10 = (configuration.load(f"{config}:{name}").method for config in ("digits", "cifar10"))
+    sizes = {"steps", "step_size_linf", "step_size_l2", "step_size_l1"}
+    other = {"msd": sizes, "ddn": {"steps"}, "carlini_wagner": {"steps", "search_steps"}, "iaat": {"warmup"}}
+    assert {field for field in digits if digits[field] != cifar10[field]} == other.get(name, set())
+
+
 @pytest.mark.parametrize("name", [m for m in methods.names() if m != "standard"])
 def test_the_comparison_gives_every_attack_five_gradients(name):
     config = configuration.load(f"cifar10:{name},comparison")

@@ -29,8 +29,8 @@ def iaat(
        t = \epsilon_i + \gamma,\ \epsilon_i \text{ or } \max(\epsilon_i - \gamma, 0)
 
     the first of the three that PGD does not break (the last is not tried), and 0 for misclassified examples. The image
-    that is trained on comes from one more attack, at the new budget; cross-entropy on it alone. A step costs 30
-    gradients and 4 passes.
+    that is trained on comes from one more attack, at the new budget; cross-entropy on it alone. Crafting costs 30
+    gradients and 3 passes, in the warm-up 10 and 1.
 
     Args:
       bound: budget in the warm-up.

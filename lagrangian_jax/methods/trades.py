@@ -39,10 +39,11 @@ def trades(
     Args:
       bound, steps, step_size, init_std, beta: of the original's CIFAR-10 script; the paper may have enlarged the bound.
       bound_spread: as in `pgd_linf`; 1 is one bound for all.
-      statistics: batch normalisation in the attack, "eval" in the original.
+      statistics: batch normalisation in the attack, "eval" in the original. The clean prediction that the attack moves
+        away from is made in evaluation mode with any of them.
 
     The clean and the adversarial batch are normalised apart, each with its own statistics; as in the original the clean
-    one passes twice, so the running averages are updated three times a step.
+    one passes twice, so the running averages are updated three times a step, besides what the attack does with "train".
 
     Source: yaodongyu/TRADES `trades.py`.
     """
