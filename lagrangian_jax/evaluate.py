@@ -156,12 +156,18 @@ def distance_weights(config: ConfigDict) -> dict[str, str]:
 
 
 def to_json(result: Any, config: ConfigDict, dataset: Any, training: dict[str, Any] | None) -> dict[str, Any]:
-    """The content of ``results.json``: the evaluation's, and what data, network and training it is of."""
+    """The content of ``results.json``: the evaluation's, and what data, network and training it is of.
+
+    With ``training`` also the configuration that it followed, less what may differ between its sittings.
+    """
+    from lagrangian_jax.workdir import fixed
+
     results = result.to_json()
     results["data"] |= {"name": dataset.name, "split": "test", "remark": dataset.remark, "classes": dataset.classes}
     given = {name: value for name, value in configuration.plain(config.network).items() if value is not None}
     results["network"] |= given | {"precision": config.precision}
     results["training"] = training
+    results["configuration"] = fixed(configuration.plain(config)) if training else None  # that of others is not known
     return results
 
 

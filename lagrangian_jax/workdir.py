@@ -55,7 +55,7 @@ def _claim(workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack
         made_with = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or give another --workdir") from error
-    different = differences(_fixed(plain(config)), _fixed(_with_younger_parameters(made_with)))
+    different = differences(fixed(plain(config)), fixed(_with_younger_parameters(made_with)))
     if different and {entry.name for entry in workdir.iterdir()} == {".lock", "config.json"}:
         write_whole(path, json.dumps(plain(config), indent=2) + "\n")  # what it was made with never began
     elif different:
@@ -110,7 +110,8 @@ def _with_younger_parameters(made_with: dict) -> dict:
     return {**made_with, "method": {**younger, **method}}
 
 
-def _fixed(config: dict) -> dict:
+def fixed(config: dict) -> dict:
+    """A plain configuration without the fields that results do not depend on: where data is, and the like."""
     return {
         group: {k: v for k, v in fields.items() if (group, k) not in FREE} if isinstance(fields, dict) else fields
         for group, fields in config.items()

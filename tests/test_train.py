@@ -365,6 +365,13 @@ def test_whole_program(tmp_path, capfd):
     clean = next(attack for attack in results["attacks"] if attack["name"] == "none")
     assert clean["correct"] == rows["correct"].sum()
     assert clean["total"] == 8
+    # What was spent on it, and how, can be told from the results alone; where the data lay is left out.
+    made_with = json.loads((tmp_path / "run" / "config.json").read_text())
+    for section in ("method", "train", "optimizer", "augmentation", "regularisation", "validation"):
+        assert results["configuration"][section] == made_with[section]
+    assert results["configuration"]["method"] == {"name": "standard"}
+    assert results["configuration"]["train"]["batch_size"] * results["training"]["steps"] == 128 * 2 * 2
+    assert made_with["data"].keys() - results["configuration"]["data"].keys() == {"dir", "workers"}
 
     # The other door, on the weights that the run left: the same rows.
     again = [*arguments[:-1], f"--weights={tmp_path / 'run'}", f"--workdir={tmp_path / 'again'}"]
@@ -374,6 +381,7 @@ def test_whole_program(tmp_path, capfd):
         one, other = np.load(row), np.load(tmp_path / "again" / "evaluation" / row.name)
         for column in ("index", "label", "prediction", "correct", "l2", "linf"):
             np.testing.assert_array_equal(one[column], other[column])
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["configuration"] is None
     assert evaluate.main([*again, "--suite=quik"]) == 1
     assert "did you mean 'quick'?" in capfd.readouterr().err
     assert evaluate.main([*arguments[:-1], f"--weights={tmp_path / 'none'}", f"--workdir={tmp_path / 'third'}"]) == 1
