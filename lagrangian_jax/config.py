@@ -260,6 +260,10 @@ def _network(given: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict({**known, **given}).lock()
 
 
+# What takes the parameters of these groups checks them, and some may be None.
+_OF_FUNCTIONS = ("network", "method", "validation")
+
+
 def _read(field: str, text: str, old: Any) -> Any:
     if isinstance(old, str):
         return text
@@ -267,7 +271,7 @@ def _read(field: str, text: str, old: Any) -> Any:
         value = ast.literal_eval(text.capitalize() if text in ("true", "false", "none") else text)
     except (SyntaxError, ValueError):
         value = _fraction(text)
-    if old is None or value is None:
+    if old is None or (value is None and field.split(".")[0] in _OF_FUNCTIONS):
         return value
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

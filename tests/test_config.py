@@ -153,6 +153,15 @@ def test_fields_are_read_as_the_type_they_have(field, text, value):
     assert type(holder) is type(value)
 
 
+def test_none_is_for_parameters_that_take_it():
+    config = configuration.load("cifar10:ddn")
+    configuration.set_field(config, "method.max_norm", "none")
+    assert config.method.max_norm is None
+    for field in ("train.average", "train.batch_size", "optimizer.momentum", "data.validation", "seed"):
+        with pytest.raises(ValueError, match=rf"config\.{field}: expected (int|float), like .*; got 'none'"):
+            configuration.set_field(config, field, "none")
+
+
 def test_a_method_brings_its_parameters():
     config = configuration.load("cifar10:standard")
     assert config.method.to_dict() == {"name": "standard"}
