@@ -157,7 +157,7 @@ class Checkpoints:
         if self._method not in (None, there):
             raise ValueError(
                 f"{path} is a checkpoint of the method {there!r}, not of {self._method!r}. "
-                "Give another --workdir, or the method it was made with."
+                "Take it away, or give another --workdir."
             )
         leaves, expected = _by_name(tree), _by_name(_with_raw_key(like))
         different = differences(_shapes(expected), _shapes(leaves))
@@ -165,7 +165,7 @@ class Checkpoints:
             more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
             raise ValueError(
                 f"{path} is a checkpoint of another state: {'; '.join(different[:3])}{more}. "
-                "Give another --workdir, or the method, network, optimizer and images it was made with."
+                "Take it away, or give another --workdir."
             )
         return [leaves[name] for name in expected], about
 

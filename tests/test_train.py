@@ -258,7 +258,7 @@ def test_a_checkpoint_of_another_state_is_refused(tmp_path, memory, message):
     """A memory of another length, say, would lose rows or take those of others."""
     before = _saved(tmp_path, jnp.arange(24.0))
     checkpoints = Checkpoints(tmp_path, 2)
-    with pytest.raises(ValueError, match=rf"/3 is a checkpoint of another state: .*{message} Give another") as raised:
+    with pytest.raises(ValueError, match=rf"/3 is a checkpoint of another state: .*{message} Take it away") as raised:
         checkpoints.restore(_state(memory), parallel.mesh())
     assert "\n" not in str(raised.value)
     checkpoints.close()
@@ -269,7 +269,7 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
     """IAAT's budgets have the shape of MMA's distances."""
     before = _saved(tmp_path, jnp.arange(24.0), "iaat")
     checkpoints = Checkpoints(tmp_path, 2, "mma")
-    with pytest.raises(ValueError, match=r"/3 is a checkpoint of the method 'iaat', not of 'mma'\. Give another"):
+    with pytest.raises(ValueError, match=r"/3 is a checkpoint of the method 'iaat', not of 'mma'\. Take it away"):
         checkpoints.restore(_state(jnp.zeros(24)), parallel.mesh())
     checkpoints.close()
     assert _contents(tmp_path) == before
@@ -299,7 +299,7 @@ def test_checkpoints_put_into_the_work_directory_of_another_method(whole, tmp_pa
     path = workdir / "checkpoints" / "last" / "12"
     assert error == (
         f"error: {path} is a checkpoint of the method 'lagrangian', not of 'standard'. "
-        "Give another --workdir, or the method it was made with.\n"
+        "Take it away, or give another --workdir.\n"
     )
     assert _contents(workdir / "checkpoints") == before
     assert not (workdir / "metrics.jsonl").exists()
