@@ -11,7 +11,6 @@ ends early where it can: counted is the most that it may take.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import sys
@@ -27,6 +26,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from benchmarks import operations
+from benchmarks.output import write
 from benchmarks.train_step import in_turns, ours
 from lagrangian_jax import config as configuration
 from lagrangian_jax import methods
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     except (configuration.UsageError, ValueError) as error:
         return configuration.fail(str(error), code=2)
     rows = {name: count(paper(name)) for name in names}
-    result: dict[str, Any] = {"jax": jax.__version__, "methods": rows}
+    result: dict[str, Any] = {"methods": rows}
     if arguments.rounds:
         steps = {name: ours(configurations[name]) for name in names}
         times = in_turns({name: step["call"] for name, step in steps.items()}, arguments.rounds, arguments.seconds)
@@ -79,9 +79,7 @@ def main(argv: list[str]) -> int:
                 if unit in row and base in rows:
                     row[f"{unit}_over_{base}"] = row[unit] / rows[base][unit]
     show(rows)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(arguments.output, result)
     return 0
 
 

@@ -157,6 +157,8 @@ def check_module(module, arguments, monkeypatch, capsys, tmp_path):
     elif module == "lagrangian_jax.reproduce":
         monkeypatch.setattr(configuration, "prepare_jax", lambda config: None)
         monkeypatch.setattr(configuration, "guarded", lambda function, *rest: 0)
+        (tmp_path / "weights.safetensors").touch()  # stands for the networks that a command says are there
+        arguments = [re.sub("(--use=.*)=.*", rf"\1={tmp_path}", argument) for argument in arguments]
         assert importlib.import_module("lagrangian_jax.reproduce.__main__").main(arguments) == 0, (
             capsys.readouterr().err
         )
