@@ -2,8 +2,9 @@
 # Everything that is to be measured on an accelerator, in under 10 minutes on one H100 or H200:
 #   bash benchmarks/accelerator.sh DIR
 # Each measurement leaves DIR/NAME.json and DIR/NAME.log; what is there already is not measured again, so the same
-# command goes on where it was stopped. DIR/budget says what they are worth. A measurement that fails, or takes longer than it may, is told at the end, and
-# the exit code is 1. `python -m benchmarks.targets DIR` prints the results beside the targets, as this does at its end.
+# command goes on where it was stopped. DIR/budget says what they are worth. A measurement that fails, or takes longer
+# than it may, is told at the end, and the exit code is 1. `python -m benchmarks.targets DIR` prints the results beside
+# the targets, as this does at its end.
 #
 # BUDGET=tiny   small networks, few images, hasty compilation, in minutes on a CPU: tries the script, measures nothing
 # TIME          seconds after which nothing goes on (590)

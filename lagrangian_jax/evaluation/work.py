@@ -173,7 +173,7 @@ class Work:
         run: Any = programs.run  # on the host, where an attack is also given functions of the device
         predict: Any = programs.predict
         ran = np.zeros(1 + len(self.attack.stages), int)
-        stopped = stop() if not len(chunk) else False
+        stopped = not len(chunk) and stop()
         for stage, count in attacks.in_batches(self.attack, run, predict, keys[chunk], images, labels, sizes, standing):
             ran[stage] += count
             stopped = stop()
