@@ -96,6 +96,15 @@ def test_the_comparison_gives_every_attack_five_gradients(name):
         assert config.method.steps * config.method.step_size > 2 * budget
 
 
+@pytest.mark.parametrize("name", ["carlini_wagner", "lagrangian", "pgd_l2", "pat"])
+def test_the_comparison_on_three_classes_is_that_of_all_ten_but_for_the_data(name):
+    three, ten = (configuration.load(f"{config}:{name},comparison") for config in ("cifar10_three_classes", "cifar10"))
+    assert three.method == ten.method
+    assert three.network == ten.network
+    assert (three.data.name, three.evaluation.suite) == ("cifar10_three_classes", "lp")
+    assert (three.evaluation.examples, three.train.epochs) == (1000, 4)
+
+
 def _parse(*arguments):
     return configuration.parse(arguments, argparse.ArgumentParser())[1]
 

@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, str]] = {
     "paper": {},
     "fast": {"cifar10": "fast", "imagenet100": "fast"},
     "slim": _SLIM,
-    "comparison": _SLIM | {"cifar10": "comparison"},
+    "comparison": _SLIM | {"cifar10": "comparison", "cifar10_three_classes": "comparison"},
     "quick": {},
 }
 QUICK_STEPS = 2  # of training, of each epoch; and at most of an attack
