@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from lagrangian_jax.config import YNN
-from lagrangian_jax.models.layers import BatchNorm, convolution
+from lagrangian_jax.models.layers import BatchNorm, Conv, convolution
 
 CASES = [
     (3, 1, 1, 8),
@@ -142,6 +142,31 @@ def test_batch_norm_keeps_statistics_in_float32_under_bfloat16():
     _, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
     assert updated["batch_stats"]["var"].dtype == jnp.float32
     np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
+
+
+def test_batch_norm_gradients_are_summed_in_float32_under_bfloat16():
+    """In bfloat16 a sum over 16,384 positions stops growing: that of the bias ended at an eighth of itself."""
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.asarray(rng.normal(1.0, 2.0, size=(16, 32, 32, 3)), jnp.bfloat16) for _ in range(2))
+    layer = BatchNorm(dtype=jnp.bfloat16)
+    stats = {"mean": jnp.ones(3), "var": jnp.full(3, 4.0)}
+
+    @jax.jit
+    def gradients(params, x, cotangent):
+        return jax.vjp(lambda p: layer.apply({"params": p, "batch_stats": stats}, x, train=False), params)[1](cotangent)
+
+    (got,) = gradients({"scale": jnp.ones(3), "bias": jnp.ones(3)}, x, cotangent)
+    x, cotangent = (np.asarray(array, np.float64) for array in (x, cotangent))
+    np.testing.assert_allclose(got["bias"], cotangent.sum((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(got["scale"], (cotangent * (x - 1) / 2).sum((0, 1, 2)), rtol=1e-4, atol=0.5)
+
+
+def test_biases_of_convolutions_have_gradients_summed_in_float32_under_bfloat16():
+    layer = Conv(3, 1, use_bias=True, dtype=jnp.bfloat16)
+    x = jnp.ones((16, 32, 32, 1))
+    variables = layer.init(jax.random.key(0), x)
+    gradient = jax.jit(jax.grad(lambda v: jnp.sum(layer.apply(v, x).astype(jnp.float32))))(variables)
+    np.testing.assert_allclose(gradient["params"]["bias"], x.size, rtol=1e-6)
 
 
 @pytest.mark.parametrize("train", [False, True])

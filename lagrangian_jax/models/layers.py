@@ -153,14 +153,15 @@ class Conv(nn.Module):
         x = convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, sides)
         if self.use_bias:
             bias = self.param("bias", torch_bias_uniform(size * size * kernel.shape[2]), (self.features,))
-            x = x + bias.astype(self.dtype)
+            x = (x + bias).astype(self.dtype)  # added in float32, in which its gradient is then summed
         return x
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation as in PyTorch: the running variance takes the unbiased batch variance (Flax: the biased one).
 
-    Statistics are float32 whatever the compute precision. With ``axis_name`` they are those of the global batch.
+    Statistics and sums are float32 whatever the compute precision. With ``axis_name`` the statistics are those of the
+    global batch.
 
     Attributes:
       momentum: share of the old running statistics that is kept; 0.9 is PyTorch's 0.1.
@@ -185,7 +186,8 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
         offset = bias - mean * factor
-        return x.astype(self.dtype) * factor.astype(self.dtype) + offset.astype(self.dtype)
+        # In float32, in which the gradients of scale and bias, and through the statistics, are then summed.
+        return (x.astype(jnp.float32) * factor + offset).astype(self.dtype)
 
     def _batch_statistics(self, x, running_mean, running_var):
         axes = tuple(range(x.ndim - 1))
