@@ -1,6 +1,8 @@
 """The training loop."""
 
 import contextlib
+import math
+import operator
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from lagrangian_jax import attacks, data, methods, models, parallel
+from lagrangian_jax.attacks.ranges import number
 from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.config import NotFinite
 from lagrangian_jax.data.augmentation import unit_interval
@@ -215,16 +218,24 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     return Trained(jax.device_get(state.variables()), summary)
 
 
-_AT_LEAST = {
-    "train.epochs": 0,
-    "train.clean_epochs": 0,
-    "train.steps_per_call": 0,
-    "train.log_steps": 1,
-    "train.checkpoint_steps": 0,
-    "optimizer.learning_rate": 0,
-    "optimizer.warmup": 0,
-    "evaluation.batch_size": 1,
-    "evaluation.examples": 0,
+# For each field the least value, and what it stays below.
+_RANGES: dict[str, tuple[int, float]] = {
+    "seed": (0, 2**32),
+    "data.image_size": (1, math.inf),
+    "data.workers": (0, math.inf),
+    "train.epochs": (1, math.inf),
+    "train.clean_epochs": (0, math.inf),
+    "train.average": (0, 1),
+    "train.steps_per_call": (0, math.inf),
+    "train.log_steps": (1, math.inf),
+    "train.checkpoint_steps": (0, math.inf),
+    "optimizer.learning_rate": (0, math.inf),
+    "optimizer.momentum": (0, 1),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.factor": (0, math.inf),
+    "optimizer.warmup": (0, math.inf),
+    "evaluation.batch_size": (1, math.inf),
+    "evaluation.examples": (0, math.inf),
 }
 
 
@@ -233,12 +244,14 @@ def check(config: ConfigDict, dataset: data.Dataset) -> None:
 
     Writes nothing, so that it can come before a work directory is claimed.
     """
-    for field, least in _AT_LEAST.items():
-        group, name = field.split(".")
-        if not least <= config[group][name] < float("inf"):
-            raise ValueError(f"{field}: expected {least} or more; got {config[group][name]!r}")
-    if not 0 <= config.train.average < 1:
-        raise ValueError(f"train.average: expected 0 or more, below 1; got {config.train.average!r}")
+    for field, (least, limit) in _RANGES.items():
+        value = operator.attrgetter(field)(config)
+        if not least <= value < limit:
+            below = f", below {limit}" if limit < math.inf else ""
+            raise ValueError(f"{field}: expected {least} or more{below}; got {value!r}")
+    milestones = config.optimizer.milestones
+    if not all(number(epoch) and epoch >= 0 for epoch in milestones):
+        raise ValueError(f"optimizer.milestones: expected epochs, 0 or more; got {milestones!r}")
     chosen = config.evaluation.checkpoint
     if chosen not in ("last", "best"):
         raise ValueError(f"evaluation.checkpoint: expected 'last' or 'best'; got {chosen!r}")

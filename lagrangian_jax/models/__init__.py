@@ -108,7 +108,7 @@ def create(name: str, **given: Any) -> nn.Module:
         perturbations stay in [0, 1].
 
     Raises:
-      ValueError: unknown name or parameter; lists the valid ones.
+      ValueError: unknown name or parameter; lists the valid ones. Or a size below 1.
 
     >>> import lagrangian_jax as lj
     >>> lj.models.create("resnet18", num_classes=10, width=16).width
@@ -120,6 +120,9 @@ def create(name: str, **given: Any) -> nn.Module:
     for parameter in given:
         if parameter not in valid:
             raise unknown(f"parameter of network {name!r}:", parameter, valid)
+    for size in ("num_classes", "width", "widen_factor"):
+        if given.get(size, 1) < 1:
+            raise ValueError(f"network {name!r}: {size}: expected 1 or more; got {given[size]!r}")
     normalisation = given.pop("normalisation", None)
     if normalisation is not None:
         if normalisation not in NORMALISATIONS:
