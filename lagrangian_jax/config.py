@@ -204,6 +204,8 @@ def load(spec: str) -> ConfigDict:
     if not path.is_file():
         known = sorted(p.stem for p in packaged().glob("*.py") if p.stem != "__init__")
         raise unknown("configuration", name, known)
+    if path.suffix != ".py":
+        raise ValueError(f"{name}: expected a Python file that defines get_config(options)")
     spec_of_file = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec_of_file is not None
     assert spec_of_file.loader is not None
@@ -287,7 +289,7 @@ def _fraction(text: str) -> Any:
     top, slash, bottom = text.partition("/")
     try:
         return float(top) / float(bottom) if slash else text
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         return text
 
 

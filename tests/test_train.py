@@ -410,6 +410,8 @@ def test_whole_program(tmp_path, capfd):
         (["--config=digit"], "unknown configuration 'digit'; did you mean 'digits'?"),
         (["--config=nowhere/config.py"], "unknown configuration 'nowhere/config.py'"),
         (["--confg=digits"], "unknown argument '--confg=digits'"),
+        (["--config.method.step_size=1/0"], "config.method.step_size: expected float, like 0.15; got '1/0'"),
+        ([f"--config={pathlib.Path(__file__).parents[1] / 'pyproject.toml'}"], "toml: expected a Python file that defines"),
         (["--config.network.name=resnet19"], "unknown network 'resnet19'; did you mean 'resnet18'?"),
     ],
 )
