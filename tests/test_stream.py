@@ -94,6 +94,15 @@ def test_flowers_reports_damaged_files_by_name(small_flowers, monkeypatch):
     data.load(small_flowers)
 
 
+def test_flowers_with_an_empty_folder(small_flowers):
+    """Its class would be missing, and nobody told."""
+    folder = pathlib.Path(small_flowers.dir) / "orchid"
+    folder.mkdir()
+    (folder / "000.webp").write_bytes(b"")
+    with pytest.raises(data.DataError, match=r"flowers/orchid holds no image \(\.jpeg, \.jpg, \.png\)"):
+        data.load(small_flowers)
+
+
 def test_flowers_without_classes(tmp_path):
     config = SimpleNamespace(name="flowers", dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
     with pytest.raises(data.DataError, match="holds 0 folders with images"):

@@ -59,6 +59,9 @@ def load(config: Any) -> Dataset:
             f"flowers: {folder} holds {len(classes)} folders with images ({', '.join(sorted(SUFFIXES))}); "
             "expected one for each of at least two classes"
         )
+    empty = [folder / name for name, files in images.items() if not files]
+    if empty:
+        raise DataError(f"flowers: {empty[0]} holds no image ({', '.join(sorted(SUFFIXES))}); fill it or take it away")
     files = tuple(file for name in classes for file in images[name])
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(images[name]) for name in classes])
     mark = cache.folder(config) / f"folders-{cache.fingerprint(files)}.npz"
