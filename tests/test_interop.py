@@ -3,6 +3,8 @@
 import os
 import pathlib
 import pickle
+import resource
+import signal
 import sys
 import zipfile
 
@@ -279,8 +281,27 @@ def test_other_files_are_one_clear_error(tmp_path):
             read_state_dict(tmp_path / name)
     with pytest.raises(ValueError, match=r"bad\.safetensors is not a safetensors file"):
         read_state_dict(tmp_path / "bad.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
-        read_state_dict(tmp_path / "none.pt")
+    for content in (b"", b"\x05", b"not weights"):
+        (tmp_path / "bad.msgpack").write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.msgpack is not a Flax msgpack file that can be read"):
+            read_state_dict(tmp_path / "bad.msgpack")
+    for name in ("none.pt", "none.msgpack", "none.safetensors"):
+        with pytest.raises(FileNotFoundError, match=name):
+            read_state_dict(tmp_path / name)
+
+
+def test_what_cannot_be_written_is_an_oserror(variables, tmp_path):
+    """Which the doors tell in one line."""
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file grows beyond, as on a full disk
+    try:
+        for name in ("weights.safetensors", "weights.msgpack"):
+            with pytest.raises(OSError, match="File too large"):
+                lj.interop.save(tmp_path / name, NETWORK, variables)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
 
 
 def test_flax_trees_of_other_networks_are_read_too(tmp_path):

@@ -40,7 +40,11 @@ def read_state_dict(path: str | os.PathLike, entry: str | None = None) -> dict[s
         import flax.serialization
 
         with open(name, "rb") as file:
-            return to_state_dict(flax.serialization.msgpack_restore(file.read()))
+            content = file.read()
+        try:
+            return to_state_dict(flax.serialization.msgpack_restore(content))
+        except Exception as error:  # a damaged file can fail in any way
+            raise ValueError(f"{name} is not a Flax msgpack file that can be read: {error}") from error
     if name.endswith(".safetensors"):
         import safetensors
         from safetensors.numpy import load_file

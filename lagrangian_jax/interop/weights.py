@@ -116,13 +116,18 @@ def save(
 
     Raises:
       ValueError: another suffix, or a directory that is there and is not orbax's.
+      OSError: it cannot be written.
       ImportError: the package that a format needs is not installed.
     """
     path = pathlib.Path(path)
     if path.suffix == ".safetensors":
+        import safetensors
         from safetensors.numpy import save_file
 
-        save_file(torch_tensors(network, variables), path, {"format": "pt"})
+        try:
+            save_file(torch_tensors(network, variables), path, {"format": "pt"})
+        except safetensors.SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
     elif path.suffix == ".msgpack":
         import flax.serialization
 
