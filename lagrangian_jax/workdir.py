@@ -51,10 +51,7 @@ def _claim(workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack
     if not path.exists():
         write_whole(path, json.dumps(plain(config), indent=2) + "\n")
         return
-    try:
-        made_with = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it, or give another --workdir") from error
+    made_with = _read(path)
     different = differences(fixed(plain(config)), fixed(_with_younger_parameters(made_with)))
     if different and {entry.name for entry in workdir.iterdir()} == {".lock", "config.json"}:
         write_whole(path, json.dumps(plain(config), indent=2) + "\n")  # what it was made with never began
@@ -78,7 +75,7 @@ def same_data(workdir: pathlib.Path, dataset: Dataset) -> None:
         if not path.exists():
             write_whole(path, json.dumps(here, indent=2) + "\n")
             return
-        different = differences(here, json.loads(path.read_text()))
+        different = differences(here, _read(path))
         if different:
             raise ValueError(
                 f"the images of {dataset.name} are not those that {workdir} began with: {'; '.join(different)}. "
@@ -101,6 +98,13 @@ def write_whole(path: pathlib.Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _read(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or give another --workdir") from error
 
 
 def _with_younger_parameters(made_with: dict) -> dict:

@@ -177,7 +177,7 @@ def test_what_a_method_cannot_do_is_told_before_the_clean_epochs(tmp_path):
         ("lagrangian", "optimizer.momentum=-0.5", "optimizer.momentum: expected 0 or more, below 1; got -0.5"),
         ("lagrangian", "optimizer.momentum=1", "optimizer.momentum: expected 0 or more, below 1; got 1.0"),
         ("lagrangian", "optimizer.milestones=(3,-1)", "optimizer.milestones: expected epochs, 0 or more; got (3, -1)"),
-        ("lagrangian", "optimizer.milestones=(3,'a')", "optimizer.milestones: expected epochs, 0 or more; got (3, 'a')"),
+        ("lagrangian", "optimizer.milestones=(3,'a')", "milestones: expected epochs, 0 or more; got (3, 'a')"),
         ("lagrangian", "seed=-1", "seed: expected 0 or more, below 4294967296; got -1"),
         ("lagrangian", "seed=4294967296", "seed: expected 0 or more, below 4294967296; got 4294967296"),
         ("lagrangian", "data.image_size=0", "data.image_size: expected 1 or more; got 0"),

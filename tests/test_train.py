@@ -25,6 +25,7 @@ from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.signals import Interrupted
 from lagrangian_jax.state import TrainState
 from lagrangian_jax.train import train
+from lagrangian_jax.workdir import same_data
 
 TIMES = ("seconds", "images_per_second")
 
@@ -411,7 +412,7 @@ def test_whole_program(tmp_path, capfd):
         (["--config=nowhere/config.py"], "unknown configuration 'nowhere/config.py'"),
         (["--confg=digits"], "unknown argument '--confg=digits'"),
         (["--config.method.step_size=1/0"], "config.method.step_size: expected float, like 0.15; got '1/0'"),
-        ([f"--config={pathlib.Path(__file__).parents[1] / 'pyproject.toml'}"], "toml: expected a Python file that defines"),
+        ([f"--config={pathlib.Path(__file__).parents[1] / 'pyproject.toml'}"], "toml: expected a Python file"),
         (["--config.network.name=resnet19"], "unknown network 'resnet19'; did you mean 'resnet18'?"),
     ],
 )
@@ -460,6 +461,12 @@ def test_missing_data_set_says_where_and_how(capfd, tmp_path):
     assert code == 1
     assert str(tmp_path) in error
     assert "lagrangian_jax.data.prepare" in error
+
+
+def test_torn_notes_of_the_images(dataset, tmp_path):
+    (tmp_path / "data.json").write_text('{"train": ')
+    with pytest.raises(ValueError, match=r"data\.json is damaged \(.*\): restore it, or give another --workdir"):
+        same_data(tmp_path, dataset)
 
 
 def test_torn_settings_of_a_work_directory(capfd, tmp_path):
