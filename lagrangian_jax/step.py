@@ -73,12 +73,13 @@ def training_step(
         # Craft. Batch statistics, where the method's attack uses them, are those of this device's examples: its loop
         # has no collective in it. Their running averages are brought together once, after it.
         rows = jax.tree.map(lambda memory: memory[index], state.memory)
+        whole, part = jnp.divmod(state.step, steps_per_epoch)
         crafted = method.craft(
             fold_in(keys, 1),
             Network(network, state.params, state.batch_stats),
             batch,
             rows,
-            state.step / steps_per_epoch,
+            whole + part / steps_per_epoch,  # one quotient may be rounded to below the epoch that begins
         )
         crafted = lax.stop_gradient(crafted)
         batch_stats = lax.pmean(crafted.batch_stats, AXIS)

@@ -66,12 +66,12 @@ def _paper():
     return configuration.load("cifar10")
 
 
-def _tiny(method, average=0.0, augmentation=None):
+def _tiny(method, average=0.0, augmentation=None, steps_per_epoch=2):
     """A step on a tiny ResNet: (network, step, state, images, labels)."""
     network = ResNet(stages=(1,), num_classes=4, width=2)
     optimizer = optax.sgd(0.1, 0.9)
     state = initial_state(jax.random.key(1), network, (8, 8, 3), optimizer, method.memory(32), average > 0)
-    step = training_step(network, method, optimizer, augmentation, 2, average)
+    step = training_step(network, method, optimizer, augmentation, steps_per_epoch, average)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (32, 8, 8, 3), np.uint8), rng.integers(0, 4, 32).astype(np.int32)
     return network, step, state, images, labels
@@ -135,6 +135,22 @@ def test_memory_follows_the_index():
     expected = np.zeros(32)
     expected[order] = order + 1
     np.testing.assert_array_equal(state.memory, expected)
+
+
+def test_an_epoch_begins_at_its_first_step():
+    """13 * 82 / 82 is 12.999999 where XLA multiplies by the reciprocal, and IAAT's warm-up would last a step more."""
+
+    def craft(keys, network, batch, memory, epoch):
+        return Crafted(batch.images, network.batch_stats, jnp.full_like(memory, epoch))
+
+    _, step, state, images, labels = _tiny(Method(craft, adversarial_cross_entropy, jnp.zeros), steps_per_epoch=82)
+    mesh, index = parallel.mesh(), np.arange(8, dtype=np.int32)[None]
+    run, epochs = resident_steps(step, mesh), []
+    for at in (13 * 82 - 1, 13 * 82, 14 * 82):
+        after, _ = run(_placed(state.replace(step=jnp.int32(at)), mesh), images, labels, index)
+        epochs.append(float(after.memory[0]))
+    assert epochs[0] == pytest.approx(13 - 1 / 82)
+    assert epochs[1:] == [13, 14]
 
 
 @pytest.mark.parametrize("rows", [5, 12])
