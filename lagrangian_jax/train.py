@@ -174,10 +174,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
             saves = stop or place == 0 or place % every_checkpoint == 0
             if saves:
                 window.check()
+                window.stop_clock()
                 if not all_finite(state):  # nothing is saved that is no good state to go on from
                     problem = f"parameters, statistics or momenta are not finite after step {step}"
                     raise parallel.known(NotFinite(problem))
-                position |= {"seconds": time.perf_counter() - started, "window": window.sums()}
+                position |= {"seconds": time.perf_counter() - started, "window": window.state()}
             if place == 0 and config.data.validation:
                 accuracies = validate(state, held_out)
                 record = position["best"]
@@ -192,7 +193,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
             if saves:
                 monitor.sync()
                 last.save(state, position)
-                window.restart_clock()
+                window.start_clock()
         last.wait()
     if step < total_steps:
         reached = f"stopped at step {step} of {total_steps}; the same command goes on from there"
@@ -430,9 +431,10 @@ def all_finite(tree: Any) -> Array:
 class Window:
     """The metrics since the last line, fetched one call late."""
 
-    def __init__(self, sums: list[float] | None):
-        self._sums = np.zeros(6) if sums is None else np.array(sums)
-        self._since = time.perf_counter()
+    def __init__(self, state: list[float] | None):
+        kept = state or [0.0] * 6
+        self._sums, self._seconds = np.array(kept[:6]), sum(kept[6:])  # older ones do not tell the seconds
+        self.start_clock()
         self._pending: list[tuple[int, Any]] = []
 
     def add(self, step: int, metrics: Any) -> None:
@@ -444,19 +446,23 @@ class Window:
         while self._pending:
             self._take(*self._pending.pop(0))
 
-    def sums(self) -> list[float]:
+    def state(self) -> list[float]:
         """What a checkpoint keeps, so that the line after it covers the steps before it too."""
-        return self._sums.tolist()
+        return [*self._sums.tolist(), self._seconds]
 
-    def restart_clock(self) -> None:
-        """Leaves validation and checkpoints out of the images a second."""
+    def stop_clock(self) -> None:
+        """Leaves validation and checkpoints out of the images a second, until `start_clock`."""
+        self._seconds += time.perf_counter() - self._since
+
+    def start_clock(self) -> None:
         self._since = time.perf_counter()
 
     def flush(self) -> dict[str, float]:
         self.check()
         loss, correct, norm, saturated, gradient, count = self._sums
-        now = time.perf_counter()
-        seconds, self._since, self._sums = now - self._since, now, np.zeros(6)
+        self.stop_clock()
+        seconds, self._seconds, self._sums = self._seconds, 0.0, np.zeros(6)
+        self.start_clock()
         return {
             "loss": loss / count,
             "adversarial_accuracy": correct / count,

@@ -24,7 +24,8 @@ from lagrangian_jax.models.resnet import ResNet
 from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.signals import Interrupted
 from lagrangian_jax.state import TrainState
-from lagrangian_jax.train import train
+from lagrangian_jax.step import Metrics
+from lagrangian_jax.train import Window, train
 from lagrangian_jax.workdir import same_data
 
 TIMES = ("seconds", "images_per_second")
@@ -166,6 +167,33 @@ def test_a_checkpoint_that_cannot_be_written(dataset, tmp_path, monkeypatch):
     trained = train(_config(), tmp_path, dataset)
     assert trained.summary["steps"] == 12
     assert (tmp_path / "checkpoints" / "last" / "8.sha256").stat().st_size
+
+
+def test_images_a_second_leave_out_checkpoints_and_interruptions(monkeypatch):
+    """A checkpoint within a line of metrics takes its own time away, not that of the steps before it."""
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    ten_images = Metrics(*map(np.float32, (1, 1, 1, 1, 1, 10)))
+    window = Window(None)
+    window.add(0, ten_images)
+    now = 5.0
+    window.check()
+    window.stop_clock()
+    kept = window.state()
+    now = 100.0
+    window.start_clock()
+    window.add(1, ten_images)
+    now = 105.0
+    line = window.flush()
+    assert (line["seconds"], line["images_per_second"]) == (10, 2)
+    now = 200.0
+    again = Window(kept)
+    again.add(1, ten_images)
+    now = 205.0
+    assert again.flush() == line
+    older = Window(kept[:6])  # as they were saved at first: without the seconds
+    now = 206.0
+    assert older.flush()["images_per_second"] == 10
 
 
 def test_finished_run_does_not_train_again(whole, dataset, tmp_path):
