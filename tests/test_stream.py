@@ -120,6 +120,15 @@ def test_real_flowers():
     assert len(dataset.train) + len(dataset.validation) + len(dataset.test) == 4307
 
 
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_grey_images_become_rgb(tmp_path, depth):
+    """Pillow cuts 16 bits off at 255, which leaves white images."""
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey * depth(np.iinfo(depth).max // 255)).save(tmp_path / "grey.png")
+    image = np.asarray(images.read_image(tmp_path / "grey.png", "grey.png"))
+    np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, axis=-1))
+
+
 # ---- Crops on the host ---------------------------------------------------------------------------
 
 

@@ -15,6 +15,8 @@ def read_image(opened: Any, name: str) -> Image.Image:
     """The RGB image in a path or file object; ``name`` is for the error."""
     try:
         with Image.open(opened) as image:
+            if image.mode.startswith("I"):  # grey of 16 bits, which `convert` would cut off at 255
+                return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"{name}: not there any more; restore it, or start a new run without it") from error
