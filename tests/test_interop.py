@@ -281,7 +281,7 @@ def test_other_files_are_one_clear_error(tmp_path):
             read_state_dict(tmp_path / name)
     with pytest.raises(ValueError, match=r"bad\.safetensors is not a safetensors file"):
         read_state_dict(tmp_path / "bad.safetensors")
-    for content in (b"", b"\x05", b"not weights"):
+    for content in (b"", b"not weights"):
         (tmp_path / "bad.msgpack").write_bytes(content)
         with pytest.raises(ValueError, match=r"bad\.msgpack is not a Flax msgpack file that can be read"):
             read_state_dict(tmp_path / "bad.msgpack")
@@ -302,6 +302,16 @@ def test_what_cannot_be_written_is_an_oserror(variables, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("name", ["state.msgpack", "state"])
+def test_flax_trees_that_are_no_variables_are_one_clear_error(name, variables, tmp_path):
+    """A training state, say, or parameters alone."""
+    state = {"step": np.zeros(()), **variables}
+    for tree, there in ((state, "batch_stats, params, step"), (variables["params"], "bn1, conv1")):
+        lj.interop.save(tmp_path / name, NETWORK, tree)
+        with pytest.raises(ValueError, match=rf"{name} holds no variables of Flax, .* but {there}"):
+            read_state_dict(tmp_path / name)
 
 
 def test_flax_trees_of_other_networks_are_read_too(tmp_path):

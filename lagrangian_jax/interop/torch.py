@@ -35,16 +35,17 @@ def read_state_dict(path: str | os.PathLike, entry: str | None = None) -> dict[s
     """
     name = os.fspath(path)
     if os.path.isdir(name):
-        return to_state_dict(_orbax(name))
+        return _flax_state(_orbax(name), name)
     if name.endswith(".msgpack"):
         import flax.serialization
 
         with open(name, "rb") as file:
             content = file.read()
         try:
-            return to_state_dict(flax.serialization.msgpack_restore(content))
+            tree = flax.serialization.msgpack_restore(content)
         except Exception as error:  # a damaged file can fail in any way
             raise ValueError(f"{name} is not a Flax msgpack file that can be read: {error}") from error
+        return _flax_state(tree, name)
     if name.endswith(".safetensors"):
         import safetensors
         from safetensors.numpy import load_file
@@ -54,6 +55,13 @@ def read_state_dict(path: str | os.PathLike, entry: str | None = None) -> dict[s
         except safetensors.SafetensorError as error:
             raise ValueError(f"{name} is not a safetensors file that can be read: {error}") from error
     return _state_dict(torch_file.read(name), entry, name)
+
+
+def _flax_state(tree: Any, path: str) -> dict[str, np.ndarray]:
+    if not isinstance(tree, dict) or not tree.keys() <= {"params", "batch_stats"}:
+        there = ", ".join(sorted(tree)) if isinstance(tree, dict) else f"a {type(tree).__name__}"
+        raise ValueError(f"{path} holds no variables of Flax, params and batch_stats, but {there}")
+    return to_state_dict(tree)
 
 
 def _orbax(folder: str) -> Any:
