@@ -437,6 +437,7 @@ def test_whole_program(tmp_path, capfd):
         (["--config=digits", "--config.train=1"], "config.train is a group"),
         (["--config=digits:lagrangain"], "unknown method or preset 'lagrangain'; did you mean 'lagrangian'?"),
         (["--config=digit"], "unknown configuration 'digit'; did you mean 'digits'?"),
+        (["--config=configs/digit.py"], "unknown configuration 'configs/digit.py'; did you mean 'digits'?"),
         (["--config=nowhere/config.py"], "unknown configuration 'nowhere/config.py'"),
         (["--confg=digits"], "unknown argument '--confg=digits'"),
         (["--config.method.step_size=1/0"], "config.method.step_size: expected float, like 0.15; got '1/0'"),
