@@ -13,6 +13,7 @@ An attack whose rows are in the work directory is not run again. With AutoAttack
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import pathlib
@@ -127,12 +128,14 @@ def attack(config: ConfigDict, workdir: pathlib.Path, dataset: Any, variables: A
     def progress(name: str, done: int, total: int) -> None:
         if jax.process_index() == 0:
             if name not in bars:
-                bars[name] = tqdm(total=total, desc=name, unit="image", file=sys.stderr, dynamic_ncols=True)
+                bar = tqdm(total=total, desc=name, unit="image", file=sys.stderr, dynamic_ncols=True)
+                bars[name] = opened.enter_context(bar)
             bars[name].update(done - bars[name].n)
             if done == total:
                 bars[name].close()
 
-    with Signals() as signals:
+    # A bar that is open when an attack stops ends its line before the message that says so.
+    with Signals() as signals, contextlib.ExitStack() as opened:
         return evaluation.run(
             functools.partial(apply, network),
             images.images,

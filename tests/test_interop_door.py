@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 import lagrangian_jax as lj
 from lagrangian_jax import config as configuration
 from lagrangian_jax import evaluate
+from lagrangian_jax.signals import Interrupted
 from lagrangian_jax.train import build_network
 
 
@@ -148,3 +150,19 @@ def test_autoattack_on_weights_from_pytorch_leaves_robustbenchs_entry(tiny, tmp_
     )
     assert results["network"]["width"] == 2
     assert "mean" not in results["network"]
+
+
+def test_the_bar_of_an_interrupted_attack_ends_its_line(monkeypatch, tmp_path, capsys):
+    """Else the message that says how to go on is written behind it."""
+
+    def run(*_, progress, **__):
+        progress("lpa", 0, 8)
+        raise Interrupted("stopped at lpa")
+
+    monkeypatch.setattr(lj.evaluation, "run", run)
+    dataset = types.SimpleNamespace(classes=("no", "yes"))
+    images = types.SimpleNamespace(images=None, labels=None, indices=None)
+    with pytest.raises(Interrupted) as stopped:  # and kept, as where the message is written: it holds the bar
+        evaluate.attack(_parsed("--config=digits:lagrangian,smoke"), tmp_path, dataset, {}, images, "clean")
+    assert str(stopped.value) == "stopped at lpa"
+    assert capsys.readouterr().err.endswith("\n")
