@@ -28,6 +28,9 @@ def start() -> None:
     Recognised are jobs of several processes under SLURM, Open MPI and GKE's TPU node pools; on a Cloud TPU slice set
     LAGRANGIAN_JAX_DISTRIBUTED=1 (a single TPU host cannot be told from a slice without asking the network), elsewhere
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The scripts in ``launch/`` do.
+
+    Raises:
+      ValueError: JAX_NUM_PROCESSES without the others, or JAX_PLATFORMS begins with cuda and there is no GPU.
     """
     environment = os.environ.get
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM away from `signals`
@@ -46,6 +49,9 @@ def start() -> None:
         or environment("LAGRANGIAN_JAX_DISTRIBUTED") == "1"
     ):
         jax.distributed.initialize()
+    platforms = jax.config.values["jax_platforms"] or ""
+    if platforms.startswith("cuda") and jax.default_backend() == "cpu":  # JAX passes over it without a word
+        raise ValueError(f"JAX_PLATFORMS={platforms} asks for a GPU, and JAX found none on this machine")
 
 
 def mesh() -> Mesh:

@@ -28,7 +28,7 @@ case ${1:-} in
     switch JAX_PLATFORMS tpu,cpu
     ;;
   gpu)
-    # As above.
+    # As above; where there is no GPU it is `parallel.start` that stops, for JAX would go on on the CPU.
     switch JAX_PLATFORMS cuda,cpu
     # Nobody else uses the GPU: take most of its memory at once (0.75 otherwise) and leave some to cuDNN and NCCL.
     switch XLA_PYTHON_CLIENT_MEM_FRACTION 0.92

@@ -9,9 +9,11 @@ import stat
 import subprocess
 import textwrap
 
+import jax
 import pytest
 
 from lagrangian_jax import config as configuration
+from lagrangian_jax import parallel
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
@@ -62,6 +64,19 @@ def exports(output):
     return dict(
         line.removeprefix("export ").split("=", 1) for line in output.splitlines() if line.startswith("export ")
     )
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="there is an accelerator")
+def test_a_gpu_that_is_asked_for_and_missing_is_an_error():
+    """JAX itself goes on with the next platform of the list, the CPU, where the machine has no NVIDIA device."""
+    before = jax.config.jax_platforms
+    try:
+        jax.config.update("jax_platforms", "cuda,cpu")  # as launch/env.sh sets it
+        with pytest.raises(ValueError, match="JAX_PLATFORMS=cuda,cpu asks for a GPU, and JAX found none"):
+            parallel.start()
+    finally:
+        jax.config.update("jax_platforms", before)
+    parallel.start()
 
 
 @pytest.mark.parametrize(("device", "platforms"), [("tpu", "tpu,cpu"), ("gpu", "cuda,cpu"), ("cpu", "cpu")])
