@@ -92,6 +92,11 @@ def test_attacks_do_to_any_library_what_they_do_to_a_function(library, expected)
     assert not expected["pgd_linf"]["correct"].all()
 
 
+def test_a_network_may_give_its_logits_in_bfloat16():
+    rows = _rows(lambda x: plain(x).astype(jnp.bfloat16), [lj.evaluation.Row("deepfool", parameters={"steps": 5})], 8, 2)
+    assert not rows["deepfool"]["correct"].all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("library", [lambda: plain, *LIBRARIES], ids=["function", "nnx", "equinox", "haiku"])
 def test_the_whole_suite_on_any_network(library):

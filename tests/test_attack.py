@@ -133,6 +133,42 @@ class TestInputs:
             lj.attacks.create("fgsm")(key, lambda x: change(logits_fn(x)), images, labels * 0)
 
     @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda x, y: (x[0], y), r"images: expected shape \(B, H, W, C\), got \(4, 4, 3\)"),
+            (lambda x, y: ((x * 255).astype(np.uint8), y), "images: expected float32 .* got uint8"),
+            (lambda x, y: (jnp.asarray(x, jnp.bfloat16), y), "images: expected float32 .* got bfloat16"),
+            (lambda x, y: (x, y[:, None]), r"labels: expected shape \(6,\) .* got \(6, 1\)"),
+            (lambda x, y: (x, y.astype(np.float32)), "labels: expected integers, got float32"),
+        ],
+    )
+    def test_shapes_and_types_inside_jit(self, key, logits_fn, batch, change, message):
+        """Where pixels of 0 to 255 would come back black and white, and bfloat16 would round over the bound."""
+        attack = lj.attacks.create("pgd_linf", steps=2)
+        with pytest.raises(ValueError, match=message):
+            jax.jit(lambda images, labels: attack(key, logits_fn, images, labels))(*change(*batch))
+
+    def test_network_inside_jit(self, key, logits_fn, batch):
+        attack = lj.attacks.create("fgsm")
+        with pytest.raises(ValueError, match=r"logits_fn: expected logits of shape \(6, classes\), got \(3,\)"):
+            jax.jit(lambda images, labels: attack(key, lambda x: logits_fn(x)[0], images, labels))(*batch)
+
+    def test_logits_are_float32_whatever_the_network_computes_in(self, key, logits_fn, batch):
+        def half(images):
+            return logits_fn(images).astype(jnp.bfloat16)
+
+        def stage(keys, logits_fn, images, labels):
+            assert logits_fn(images).dtype == jnp.float32
+            return images
+
+        toy = Attack("toy", {}, (Stage(stage),))
+        for call in (toy, jax.jit(toy, static_argnums=1)):
+            call(key, half, *batch)
+        for name in ("deepfool", "augmented_lagrangian"):  # whose own types once hung on those of the logits
+            attack = jax.jit(lj.attacks.create(name, steps=5), static_argnums=1)
+            assert attack(key, half, *batch).dtype == jnp.float32
+
+    @pytest.mark.parametrize(
         "change",
         [
             jax.nn.log_softmax,

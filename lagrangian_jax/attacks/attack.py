@@ -42,12 +42,12 @@ def fold_in(keys: Array, value: int | Array) -> Array:
 
 def normal(keys: Array, shape: Sequence[int]) -> Array:
     """Standard normal noise, (B, *shape), each row from its own key."""
-    return jax.vmap(lambda key: jax.random.normal(key, tuple(shape)))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, tuple(shape), jnp.float32))(keys)
 
 
 def uniform(keys: Array, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Array:
     """Uniform noise in [low, high), (B, *shape), each row from its own key."""
-    return jax.vmap(lambda key: jax.random.uniform(key, tuple(shape), minval=low, maxval=high))(keys)
+    return jax.vmap(lambda key: jax.random.uniform(key, tuple(shape), jnp.float32, low, high))(keys)
 
 
 def example_axes(x: Array) -> tuple[int, ...]:
@@ -88,7 +88,7 @@ class Stage(NamedTuple):
     arguments: tuple[Any, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # by identity, so that `jax.jit(attack, static_argnums=1)` may hash it
 class Attack:
     """A configured attack, from `lagrangian_jax.attacks.create`.
 
@@ -112,6 +112,7 @@ class Attack:
     keep_failures: bool = False
 
     def __call__(self, key: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
+        logits_fn = float32_logits(logits_fn)
         # Inside a trace new arrays are tracers too; so is what a network makes of constants if its weights are traced.
         traced = any(isinstance(x, jax.core.Tracer) for x in (key, images, labels, jnp.zeros(())))
         if not traced:
@@ -120,9 +121,11 @@ class Attack:
                 return images
             traced = isinstance(sample, jax.core.Tracer)
         if traced:
+            images, labels = jnp.asarray(images), jnp.asarray(labels)
+            check_types(images, labels)
             if not images.shape[0]:
-                return jnp.asarray(images)
-            return self._traced(example_keys(key, images.shape[0]), logits_fn, images, labels)
+                return images
+            return self._traced(example_keys(key, images.shape[0]), logits_fn, images, labels.astype(jnp.int32))
 
         @functools.partial(jax.jit, static_argnums=0)
         def run(function, keys, images, labels, *arguments):
@@ -266,16 +269,23 @@ def _batch_size(left: int, sizes: Sequence[int]) -> int:
     return smaller if 2 * smaller * -(-left // smaller) <= sizes[index] else sizes[index]
 
 
-def check_inputs(logits_fn: LogitsFn, images: Any, labels: Any) -> tuple[Array, Array, Array | None]:
-    """Refuses what no attack can work on, with one clear `ValueError`, before the attack is compiled.
+def float32_logits(logits_fn: LogitsFn) -> LogitsFn:
+    """The network with logits in float32, whatever it computes in; refuses what is not (B, K) with K at least 2."""
 
-    The network runs on a few of the images, to tell logits from probabilities.
+    def checked(images: Array) -> Array:
+        logits, rows = logits_fn(images), images.shape[0]
+        if not hasattr(logits, "shape") or logits.ndim != 2 or logits.shape[0] != rows:
+            got = getattr(logits, "shape", type(logits).__name__)
+            raise ValueError(f"logits_fn: expected logits of shape ({rows}, classes), got {got}")
+        if logits.shape[1] < 2:
+            raise ValueError(f"logits_fn: expected logits of at least 2 classes, got shape {logits.shape}")
+        return logits.astype(jnp.float32)
 
-    Returns:
-      images, labels as int32, and the logits of the first images: a tracer if the network's weights are traced, None
-      without images.
-    """
-    images, labels = np.asarray(images), np.asarray(labels)
+    return checked
+
+
+def check_types(images: Array | np.ndarray, labels: Array | np.ndarray) -> None:
+    """Refuses shapes and types that no attack can work on; they are known inside a trace as well."""
     if images.ndim != 4:
         raise ValueError(f"images: expected shape (B, H, W, C), got {images.shape}")
     if images.dtype != np.float32:
@@ -288,16 +298,24 @@ def check_inputs(logits_fn: LogitsFn, images: Any, labels: Any) -> tuple[Array, 
         )
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels: expected integers, got {labels.dtype}")
+
+
+def check_inputs(logits_fn: LogitsFn, images: Any, labels: Any) -> tuple[Array, Array, Array | None]:
+    """Refuses what no attack can work on, with one clear `ValueError`, before the attack is compiled.
+
+    The network runs on a few of the images, to tell logits from probabilities.
+
+    Returns:
+      images, labels as int32, and the logits of the first images: a tracer if the network's weights are traced, None
+      without images.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    check_types(images, labels)
     if images.size and not (np.min(images) >= 0 and np.max(images) <= 1):  # also false for NaN
         raise ValueError(f"images: expected values in [0, 1], got {np.min(images)} to {np.max(images)}")
     rows = max(1, len(images))  # networks need not take an empty batch
-    logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((rows, *images.shape[1:]), jnp.float32))
-    if not hasattr(logits, "shape") or logits.ndim != 2 or logits.shape[0] != rows:
-        got = getattr(logits, "shape", type(logits).__name__)
-        raise ValueError(f"logits_fn: expected logits of shape ({rows}, classes), got {got}")
-    classes = logits.shape[1]
-    if classes < 2:
-        raise ValueError(f"logits_fn: expected logits of at least 2 classes, got shape {logits.shape}")
+    example = jax.ShapeDtypeStruct((rows, *images.shape[1:]), jnp.float32)
+    classes = jax.eval_shape(float32_logits(logits_fn), example).shape[1]
     if labels.size and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(f"labels: expected values in [0, {classes}), got {labels.min()} to {labels.max()}")
     images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
