@@ -193,3 +193,22 @@ def test_one_example_alone_as_in_a_batch(problem):
     alone = attack(problem.keys[row], problem.logits, problem.images[row], problem.labels[row])
     tolerance = 1e-3 if problem.name == "recolor" else 2e-6  # its first steps are the signs of rounding errors
     np.testing.assert_allclose(alone, problem.attack()[row], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float32_where_jax_has_float64(case):
+    """A program that switches it on for its own sake gets the same types; the attack is traced, not compiled."""
+    name, (bounds, parameters) = case.split()[0], CASES[case]
+    best = {"keep": "best"} if "keep" in lj.attacks.create(name, **parameters).parameters else {}
+    attack = lj.attacks.create(name, **bounds, **parameters, **best)
+
+    def logits_fn(images):
+        return 10.0 * images.reshape(len(images), -1)[:, :CLASSES].astype(float)
+
+    def call(images, labels):
+        return attack(jax.random.key(0), logits_fn, images, labels)
+
+    with jax.enable_x64(True):
+        images = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+        assert jax.eval_shape(logits_fn, images).dtype == jnp.float64
+        assert jax.eval_shape(call, images, jax.ShapeDtypeStruct((2,), jnp.int64)).dtype == jnp.float32

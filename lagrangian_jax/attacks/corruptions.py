@@ -1,6 +1,7 @@
 """Corruptions that no gradient steers: the clean image, Gaussian noise, Gaussian blur."""
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from lagrangian_jax.attacks.attack import LogitsFn, example_keys, normal
@@ -61,8 +62,8 @@ def gaussian_blur(
     if padding not in ("zero", "reflect"):
         raise ValueError(f"gaussian_blur: padding must be 'zero' or 'reflect', got {padding!r}")
     half = kernel_size // 2
-    taps = jnp.exp(-jnp.square(jnp.arange(-half, half + 1)) / (2 * sigma**2))
-    taps = taps / jnp.sum(taps)
+    weights = np.exp(-np.square(np.arange(-half, half + 1)) / (2 * sigma**2))
+    taps = jnp.asarray(weights / weights.sum(), images.dtype)
     width = ((0, 0), (half, half), (half, half), (0, 0))
     padded = jnp.pad(images, width, mode="reflect" if padding == "reflect" else "constant")
     channels = images.shape[-1]

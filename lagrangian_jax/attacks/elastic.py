@@ -71,7 +71,7 @@ def elastic(
 
     keys = example_keys(key, images.shape[0])
     shape = (height, width, 2)
-    start = bound * uniform(keys, shape, -1.0, 1.0) if random_start else jnp.zeros((images.shape[0], *shape))
+    start = bound * uniform(keys, shape, -1.0, 1.0) if random_start else jnp.zeros((len(images), *shape), images.dtype)
     return sign_ascent(generate, project, start, logits_fn, labels, steps=steps, step_size=step_size, keep=keep)
 
 
@@ -104,6 +104,6 @@ def _smoothing_matrix(size: int, kernel_size: int, sigma: float) -> np.ndarray:
 def displace(images: Array, flow: Array, align_corners: bool) -> Array:
     """Images (B, H, W, C) read at every pixel plus its flow (B, H, W, 2), (x, y) in pixels of 2 / W and 2 / H."""
     height, width = images.shape[1:3]
-    x, y = jnp.meshgrid(jnp.linspace(-1.0, 1.0, width), jnp.linspace(-1.0, 1.0, height))
-    pixel = jnp.array([2 / width, 2 / height])
+    x, y = jnp.meshgrid(*(jnp.linspace(-1.0, 1.0, size, dtype=flow.dtype) for size in (width, height)))
+    pixel = jnp.array([2 / width, 2 / height], flow.dtype)
     return bilinear_sample(images, jnp.stack([x, y], axis=-1) + pixel * flow, align_corners)

@@ -73,7 +73,7 @@ def fog(
 
     keys = example_keys(key, batch)
     shape = (side**2 - 1,)
-    start = uniform(keys, shape) if random_start else jnp.zeros((batch, *shape))
+    start = uniform(keys, shape) if random_start else jnp.zeros((batch, *shape), images.dtype)
     return sign_ascent(generate, project, start, logits_fn, labels, steps=steps, step_size=step_size, keep=keep)
 
 
@@ -86,7 +86,7 @@ def plasma(variables: Array, side: int) -> Array:
       side: of the map.
     """
     batch = variables.shape[0]
-    corners = jnp.zeros((batch, 1, 1))
+    corners = jnp.zeros((batch, 1, 1), variables.dtype)
     wibble, used = 100.0, 0
     for level in range(side.bit_length() - 1):
         n = 2**level

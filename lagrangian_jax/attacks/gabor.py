@@ -63,7 +63,7 @@ def gabor(
     step_size = bound / steps**0.5 if step_size is None else step_size
     keys = jax.vmap(jax.random.split)(example_keys(key, batch))
     correlate = correlator(random_kernels(keys[:, 0])[:, None], height, width)
-    start = random_impulses(keys[:, 1], height, width) if random_start else jnp.zeros((batch, height, width))
+    start = random_impulses(keys[:, 1], height, width) if random_start else jnp.zeros_like(images[..., 0])
     free = start == 0
     pixels = 255 * images
 
@@ -108,11 +108,11 @@ def gabor_kernels(sides: Array, sigma: Array, frequency: Array, angle: Array) ->
     Returns:
       (B, 23, 23), rows y.
     """
-    line = jnp.linspace(-0.5, 0.5, KERNEL_SIZE)
+    line = jnp.linspace(-0.5, 0.5, KERNEL_SIZE, dtype=jnp.float32)
     y, x = line[:, None], line[None, :]
 
     def one(sides, sigma, frequency, angle):
-        index = jnp.arange(MAX_SIDES)[:, None, None]
+        index = jnp.arange(MAX_SIDES, dtype=jnp.float32)[:, None, None]
         turned = angle + jnp.pi * index / sides
         waves = jnp.cos(2 * jnp.pi * frequency * (x * jnp.cos(turned) + y * jnp.sin(turned)))
         envelope = jnp.exp(-0.5 * (x**2 + y**2) / (sigma + 0.001) ** 2)

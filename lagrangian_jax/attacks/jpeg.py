@@ -89,7 +89,7 @@ def jpeg(
     base = subsample_chroma(255 * images)
     shape = (height * width * 3 // 2,)
     keys = example_keys(key, batch)
-    start = bound * uniform(keys, shape, -1.0, 1.0) if random_start else jnp.zeros((batch, *shape))
+    start = bound * uniform(keys, shape, -1.0, 1.0) if random_start else jnp.zeros((batch, *shape), images.dtype)
 
     def generate(noise):
         return clamp(base + decode(noise, height, width), 0.0, 255.0) / 255

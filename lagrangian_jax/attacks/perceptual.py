@@ -195,7 +195,7 @@ def fast_lpa(
     first_step = bound if step_size is None else step_size
     objective = _Objective(logits_fn, *_space(distance), bound, kappa, probe, floor=1e-4)
     anchors = objective.represent(images)
-    ones = jnp.ones(images.shape[0])
+    ones = jnp.ones(images.shape[0], images.dtype)
 
     def step(i, perturbation):
         weights, sizes = multiplier * decay ** (1 - i / steps) * ones, first_step * decay ** (i / steps) * ones
@@ -316,7 +316,7 @@ def project_bisection(
         over = to_clean(mix(weight)) > bound
         return jnp.where(over, low, weight), jnp.where(over, weight, high), weight
 
-    low = jnp.zeros(images.shape[0])
+    low = jnp.zeros(images.shape[0], images.dtype)
     return mix(lax.fori_loop(0, steps, halve, (low, low + 1.0, low))[2])
 
 
@@ -452,7 +452,7 @@ def _iterate(step, start, steps, keep):
         moved, scores = step(i, perturbation)
         return moved, choose(best, perturbation, scores)
 
-    last, best = lax.fori_loop(0, steps, body, (start, (start, jnp.full(start.shape[0], -jnp.inf))))
+    last, best = lax.fori_loop(0, steps, body, (start, (start, jnp.full(start.shape[0], -jnp.inf, start.dtype))))
     return choose(best, last, step(steps, last)[1])[0]
 
 

@@ -107,7 +107,7 @@ def grid_roughness(offset: Array) -> Array:
     Neighbours outside of the grid count as equal, each pair counts twice, and there is no division by the number of
     nodes.
     """
-    total = jnp.zeros(offset.shape[0])
+    total = jnp.zeros(offset.shape[0], offset.dtype)
     for axis in (2, 3, 4):
         size = offset.shape[axis]
         step = jnp.diff(offset, axis=axis)
@@ -128,7 +128,7 @@ def trilinear_lookup(colors: Planes, resolution: tuple[int, int, int]):
       a function from a grid (B, 3, R1, R2, R3) to three arrays (B, H, W).
     """
     shape = colors[0].shape
-    index, weight = jnp.zeros((shape[0], 8, 1), jnp.int32), jnp.ones((shape[0], 8, 1))
+    index, weight = jnp.zeros((shape[0], 8, 1), jnp.int32), jnp.ones((shape[0], 8, 1), colors[0].dtype)
     corners = np.stack(np.unravel_index(np.arange(8), (2, 2, 2)))[:, :, None]
     for color, size, upper in zip(colors, resolution, corners, strict=True):
         position = color.reshape(shape[0], 1, -1) * (size - 1)

@@ -77,7 +77,7 @@ def snow(
     correlate = correlator(random_kernels(keys[:, 0]), height, width)
     faded = fade(images)
     shape = (LAYERS, height // 4, width // 4)
-    start = jnp.exp(-5 * (uniform(keys[:, 1], shape) if random_start else jnp.full((batch, *shape), 0.5)))
+    start = jnp.exp(-5 * (uniform(keys[:, 1], shape) if random_start else jnp.full((batch, *shape), 0.5, images.dtype)))
 
     def generate(intensities):
         return clamp(faded + bound * correlate(place(intensities**4))[..., None], 0.0, 1.0)
@@ -90,7 +90,8 @@ def snow(
 
 def fade(images: Array) -> Array:
     """The wintry image: .75 x + .25 max(x, 1.5 luma + .5), luma from linear weights of RGB."""
-    luma = jnp.einsum("bhwc,c->bhw", images, jnp.array([0.2126, 0.7152, 0.0722]), precision=lax.Precision.HIGHEST)
+    weights = jnp.array([0.2126, 0.7152, 0.0722], images.dtype)
+    luma = jnp.einsum("bhwc,c->bhw", images, weights, precision=lax.Precision.HIGHEST)
     return 0.75 * images + 0.25 * jnp.maximum(images, 1.5 * luma[..., None] + 0.5)
 
 
@@ -107,7 +108,7 @@ def limit(intensities: Array) -> Array:
     """Intensities (B, 7, h, w) clipped to [1e-9, 1], then every block of 8 x 8 scaled down to a mean of at most 0.2."""
     height, width = intensities.shape[2:]
     intensities = jnp.clip(intensities, 1e-9, 1.0)
-    mean = _block_sums(intensities) / _block_sums(jnp.ones((1, 1, height, width)))
+    mean = _block_sums(intensities) / _block_sums(jnp.ones((1, 1, height, width), intensities.dtype))
     factor = jnp.minimum(1.0, BUDGET / mean)
     return intensities * jnp.repeat(jnp.repeat(factor, BLOCK, axis=2), BLOCK, axis=3)[:, :, :height, :width]
 
@@ -125,8 +126,9 @@ def random_kernels(keys: Array) -> Array:
     def one(key):
         keys = jax.random.split(key, 4)
         ends = jax.random.randint(keys[0], (LAYERS, 2), 8, KERNEL_SIZE)
-        width = jax.random.choice(keys[1], jnp.array([1.0, 3.0, 5.0]), (LAYERS,), p=jnp.array([0.6, 0.3, 0.1]))
-        sigma = jax.random.uniform(keys[2], (LAYERS,), minval=0.41, maxval=0.6)
+        widths, shares = np.array([[1, 3, 5], [0.6, 0.3, 0.1]], np.float32)
+        width = jax.random.choice(keys[1], jnp.asarray(widths), (LAYERS,), p=jnp.asarray(shares))
+        sigma = jax.random.uniform(keys[2], (LAYERS,), jnp.float32, 0.41, 0.6)
         kernels = jax.vmap(streak)(ends, width, sigma)
         return jnp.where(jax.random.bernoulli(keys[3]), kernels[:, :, ::-1], kernels)
 
@@ -145,7 +147,7 @@ def streak(end: Array, width: Array, sigma: Array) -> Array:
       (13, 13).
     """
     centre = KERNEL_SIZE // 2
-    row, column = end - centre
+    row, column = (end - centre).astype(sigma.dtype)
     long, short = jnp.maximum(row, column), jnp.minimum(row, column)
     slope = short / long
     reach = 1 + width * jnp.sqrt(1 + slope) / 4  # where the profile across the line, falling by 1 a pixel, meets 0
@@ -153,7 +155,7 @@ def streak(end: Array, width: Array, sigma: Array) -> Array:
     profile = jnp.clip(reach - jnp.abs(along[:, None] - slope * along), 0.0, 1.0)
     half = jnp.where(along <= long, profile, 0.0)  # columns run along the line; rows above the centre are not drawn
     half = jnp.where(row > column, half.T, half)
-    line = jnp.zeros((KERNEL_SIZE, KERNEL_SIZE)).at[centre:, centre:].set(half)
+    line = jnp.zeros((KERNEL_SIZE, KERNEL_SIZE), sigma.dtype).at[centre:, centre:].set(half)
     line = line.at[: centre + 1, : centre + 1].set(half[::-1, ::-1])
     return _blur(_blur(line, sigma).T, sigma).T
 

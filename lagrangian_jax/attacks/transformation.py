@@ -66,7 +66,7 @@ def attack_transformation(
         return project(parameters), mean, square, best
 
     parameters = project(start)
-    best = (parameters, jnp.full(len(labels), -jnp.inf)) if keep == "best" else ()
+    best = (parameters, jnp.full(len(labels), -jnp.inf, parameters.dtype)) if keep == "best" else ()
     moments = jnp.zeros_like(parameters), jnp.zeros_like(parameters)
     parameters, *_, best = lax.fori_loop(0, steps, step, (parameters, *moments, best))
     if keep == "best":

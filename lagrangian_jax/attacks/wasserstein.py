@@ -209,7 +209,8 @@ def _project(center, point, bound, window, regularisation, steps, tolerance=1e-4
         return i + 1, psi, b, sums, dual, running
 
     b = jnp.full_like(center, center[0].size)
-    start = (jnp.int32(0), jnp.ones(count), b, group_sums(b), jnp.full(count, -jnp.inf), jnp.full(count, True))
+    running = jnp.full(count, True)
+    start = (jnp.int32(0), jnp.ones_like(bound), b, group_sums(b), jnp.full_like(bound, -jnp.inf), running)
     final = lax.while_loop(lambda carry: (carry[0] < steps) & jnp.any(carry[-1]), step, start)
     _, psi, b, sums, _, _ = final
     a = rows(sums, psi)
