@@ -93,7 +93,8 @@ def test_attacks_do_to_any_library_what_they_do_to_a_function(library, expected)
 
 
 def test_a_network_may_give_its_logits_in_bfloat16():
-    rows = _rows(lambda x: plain(x).astype(jnp.bfloat16), [lj.evaluation.Row("deepfool", parameters={"steps": 5})], 8, 2)
+    suite = [lj.evaluation.Row("deepfool", parameters={"steps": 5})]
+    rows = _rows(lambda x: plain(x).astype(jnp.bfloat16), suite, 8, 2)
     assert not rows["deepfool"]["correct"].all()
 
 
