@@ -145,6 +145,14 @@ def test_the_worst_case_is_an_intersection_over_the_tables_columns():
     assert wider.summary["worst_case"] == {"correct": 1, "total": 4}
 
 
+def test_without_an_attack_in_a_column_the_worst_case_is_over_all_rows():
+    """As AutoAttack's suites, and rows of one's own beside the clean one."""
+    attacks = (outcome("clean", 0.75, "none"), outcome(None, 0.25, "autoattack_linf"))
+    rows = {"none": {"correct": np.arange(4) > 0}, "autoattack_linf": {"correct": np.arange(4) > 2}}
+    result = lj.evaluation.Result("autoattack_linf", 0, attacks, (), {}, {}, {}, {}, rows)
+    assert result.summary["worst_case"] == {"correct": 1, "total": 4}
+
+
 def test_json_and_text(examples):
     reference = run(examples, [Row("none"), Row("fgsm"), Row("gaussian_blur")])
     found = json.loads(json.dumps(reference.to_json(), allow_nan=False))

@@ -87,15 +87,16 @@ class Result:
         """Clean accuracy, the paper's means (None where a column is missing) and the worst case.
 
         The worst case counts the examples that are correct in every row which has a column, the clean one among them;
-        in every row, if none has a column.
+        in every row, if no attack has a column.
         """
         unseen, union = _means({attack.column: attack.accuracy for attack in self.attacks if attack.column})
         clean = next((a.accuracy for a in self.attacks if a.column == "clean" or a.attack == "none"), None)
         return {"clean": clean, "unseen_mean": unseen, "union_mean": union, "worst_case": self._worst_case()}
 
     def _worst_case(self) -> dict[str, int]:
-        counted = [a.name for a in self.attacks if a.column] or [a.name for a in self.attacks]
-        correct = np.all([self.examples[name]["correct"] for name in counted], axis=0)
+        columns = [a for a in self.attacks if a.column]
+        counted = columns if any(a.column != "clean" for a in columns) else self.attacks
+        correct = np.all([self.examples[a.name]["correct"] for a in counted], axis=0)
         return {"correct": int(correct.sum()), "total": len(correct)}
 
     def to_json(self) -> dict[str, Any]:
