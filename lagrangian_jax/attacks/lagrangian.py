@@ -96,7 +96,9 @@ def lagrangian_with_state(
     def objective(perturbation, state, i):
         logits, state = forward(images + perturbation, state)
         gain, norm = margin(logits, labels, kappa), l2_norm(perturbation)
-        score = jnp.where(gain > 0, 1 / (norm + 1e-12), gain)
+        # Not by the gain, which kappa may hold at 0 or below where the network is fooled.
+        fooled = jnp.argmax(logits, axis=-1) != labels
+        score = jnp.where(fooled, 1 / (norm + 1e-12), gain)
         return gain - multiplier * decay ** (1 - i / steps) * norm, score, state
 
     def update(i, perturbation, gradient):
