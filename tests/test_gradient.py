@@ -185,10 +185,12 @@ class TestProperties:
         assert (losses["best"] >= losses["last"] - 1e-6).all()
         assert (losses["best"] > losses["last"] + 1e-3).any()
 
-    def test_the_best_lagrangian_iterate(self, key, linear_network, images, labels):
+    @pytest.mark.parametrize("kappa", [1.0, 0.0])
+    def test_the_best_lagrangian_iterate(self, key, linear_network, images, labels, kappa):
         """Fools whenever the last one does, then with no larger norm."""
         logits_fn = linear_network(SHAPE)[0]
-        last, best = (create(case)(key, logits_fn, images, labels) for case in UNBOUNDED)
+        attacks = [lj.attacks.create("lagrangian", kappa=kappa, keep=keep) for keep in ("last", "best")]
+        last, best = (attack(key, logits_fn, images, labels) for attack in attacks)
         fooled = [jnp.argmax(logits_fn(x), axis=-1) != labels for x in (last, best)]
         assert (fooled[1] >= fooled[0]).all()
         norms = [l2_norm(x - images) for x in (last, best)]
@@ -243,7 +245,12 @@ class TestCorruptions:
 
     @pytest.mark.parametrize(
         ("parameters", "message"),
-        [({"kernel_size": 4}, "odd"), ({"kernel_size": -1}, "odd"), ({"padding": "edge"}, "'zero' or 'reflect'")],
+        [
+            ({"kernel_size": 4}, "odd"),
+            ({"kernel_size": -1}, "odd"),
+            ({"sigma": 0}, "a positive number"),
+            ({"padding": "edge"}, "'zero' or 'reflect'"),
+        ],
     )
     def test_blur_refuses(self, key, images, labels, linear_network, parameters, message):
         with pytest.raises(ValueError, match=message):

@@ -20,7 +20,7 @@ from lagrangian_jax.attacks.sign_ascent import clamp, sign_ascent
         ("snow", (16, 16, 1), {}, "snow: images must be RGB"),
         ("elastic", (16, 16, 3), {"kernel_size": 4}, "elastic: kernel_size must be odd and positive, got 4"),
         ("elastic", (8, 32, 3), {"kernel_size": 25}, "elastic: kernel_size .* got 25 for images of 8 x 32"),
-        ("elastic", (16, 16, 3), {"sigma": 0.0}, "elastic: sigma must be positive, got 0.0"),
+        ("elastic", (16, 16, 3), {"sigma": 0.0}, "attack 'elastic': sigma must be a positive number; got 0.0"),
     ],
 )
 def test_refuses_what_it_cannot_do(name, shape, parameters, message, key):

@@ -60,7 +60,7 @@ def elastic(
     True
     """
     height, width = images.shape[1:3]
-    _check_kernel(kernel_size, sigma, height, width)
+    _check_kernel(kernel_size, height, width)
     step_size = bound / steps**0.5 if step_size is None else step_size
 
     def generate(flow):
@@ -75,11 +75,9 @@ def elastic(
     return sign_ascent(generate, project, start, logits_fn, labels, steps=steps, step_size=step_size, keep=keep)
 
 
-def _check_kernel(kernel_size: int, sigma: float, height: int, width: int) -> None:
+def _check_kernel(kernel_size: int, height: int, width: int) -> None:
     if kernel_size % 2 != 1 or kernel_size < 1:
         raise ValueError(f"elastic: kernel_size must be odd and positive, got {kernel_size}")
-    if not sigma > 0:
-        raise ValueError(f"elastic: sigma must be positive, got {sigma}")
     if kernel_size // 2 >= min(height, width):
         raise ValueError(
             f"elastic: kernel_size must be below twice the image's side (its padding reflects the image), "

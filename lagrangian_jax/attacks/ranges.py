@@ -45,6 +45,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
     "sinkhorn_steps": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
     "smoothness": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "sigma": (lambda v: number(v) and v > 0, "a positive number"),
+    "probe_size": (lambda v: number(v) and v > 0, "a positive number"),
     "regularisation": (lambda v: number(v) and v > 0, "a positive number"),
     "power": (lambda v: number(v) and v > 0, "a positive number"),
     "gamma": (lambda v: number(v) and 0 < v < 1, "a number between 0 and 1"),
