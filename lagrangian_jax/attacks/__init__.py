@@ -95,8 +95,8 @@ def create(name: str, **parameters: Any) -> Attack:
 
     Args:
       name: one of `names()`.
-      **parameters: of that attack, see its function; besides, any attack with a random part takes ``restarts`` (the
-        attack runs again, with other random numbers, on the examples that still hold).
+      **parameters: of that attack, see its function; besides, any attack with ``random_start`` or ``init_std`` takes
+        ``restarts`` (it runs again, with other random numbers, on the examples that still hold).
 
     Returns:
       an `Attack`, called as ``attack(key, logits_fn, images, labels)``.

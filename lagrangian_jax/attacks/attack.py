@@ -94,7 +94,8 @@ class Attack:
 
     Calling it attacks a batch: ``attack(key, logits_fn, images, labels)`` with a key (or one key an example), a
     function from images to logits (B, K), images (B, H, W, C) float32 in [0,1] and integer labels (B,). It returns the
-    adversarial images. It is pure and may stand inside `jax.jit`; outside, inputs are checked and it compiles itself.
+    adversarial images. It is pure and may stand inside `jax.jit`. Outside, values are checked as well, and every call
+    compiles anew, for the network may have changed.
 
     Attributes:
       name: the registered name.
