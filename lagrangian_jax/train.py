@@ -258,12 +258,31 @@ def check(config: ConfigDict, dataset: data.Dataset) -> None:
         raise ValueError(f"evaluation.checkpoint: expected 'last' or 'best'; got {chosen!r}")
     if chosen == "best" and not (config.data.validation and config.train.epochs > config.train.clean_epochs):
         raise ValueError("evaluation.checkpoint: 'best' needs data.validation > 0 and an epoch after the clean ones")
+    names = config.network.name, config.method.name
+    if "segmentation" in names and len(set(names)) > 1:
+        raise ValueError(f"network {names[0]!r}, method {names[1]!r}: 'segmentation' is trained by its method alone")
+    _check_dataset(dataset, config.data.image_size)
     steps_per_epoch = batches_of_epoch(config, len(dataset.train.labels), parallel.mesh().size)
     build_network(config, len(dataset.classes))
     build_method(config)
     build_regularisation(config)
     build_optimizer(config, build_schedule(config, steps_per_epoch))
     build_validation_attack(config)
+
+
+def _check_dataset(dataset: data.Dataset, image_size: int) -> None:
+    """Raises ValueError where images in memory are not what networks take, or labels are of no class."""
+    wanted, last = (image_size, image_size, 3), len(dataset.classes) - 1
+    for name in ("train", "validation", "test"):
+        split = getattr(dataset, name)
+        if isinstance(split, data.Split) and (split.images.dtype != np.uint8 or split.images.shape[1:] != wanted):
+            raise ValueError(
+                f"{name} images of {dataset.name}: expected uint8 (N, {image_size}, {image_size}, 3), by "
+                f"data.image_size; got {split.images.dtype} {split.images.shape}"
+            )
+        if len(split.labels) and not 0 <= split.labels.min() <= split.labels.max() <= last:
+            found = f"{split.labels.min()} to {split.labels.max()}"
+            raise ValueError(f"{name} labels of {dataset.name}: expected 0 to {last}, one a class; got {found}")
 
 
 def build_network(config: ConfigDict, num_classes: int) -> nn.Module:

@@ -25,7 +25,7 @@ from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.signals import Interrupted
 from lagrangian_jax.state import TrainState
 from lagrangian_jax.step import Metrics
-from lagrangian_jax.train import Window, train
+from lagrangian_jax.train import Window, check, train
 from lagrangian_jax.workdir import same_data
 
 TIMES = ("seconds", "images_per_second")
@@ -201,6 +201,23 @@ def test_finished_run_does_not_train_again(whole, dataset, tmp_path):
     again = train(_config(), tmp_path / "copy", dataset)
     _assert_same(again, whole[0])
     assert _lines(tmp_path / "copy") == _lines(whole[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x[..., :1], y), r"expected uint8 \(N, 32, 32, 3\).*; got uint8 \(\d+, 32, 32, 1\)"),
+        (lambda x, y: (x[:, :28, :28], y), r"expected uint8 \(N, 32, 32, 3\).*; got uint8 \(\d+, 28, 28, 3\)"),
+        (lambda x, y: (x / np.float32(255), y), r"expected uint8 .*; got float32"),
+        (lambda x, y: (x, y + 1), "train labels of digits: expected 0 to 9, one a class; got 1 to 10"),
+        (lambda x, y: (x, y - 1), "train labels of digits: expected 0 to 9, one a class; got -1 to 8"),
+    ],
+)
+def test_images_and_labels_of_ones_own_that_cannot_be_trained_on(dataset, change, message):
+    images, labels = change(dataset.train.images, dataset.train.labels)
+    changed = dataset._replace(train=dataset.train._replace(images=images, labels=labels))
+    with pytest.raises(ValueError, match=message):
+        check(_config(), changed)
 
 
 def _damage(folder: pathlib.Path, how: str) -> None:
