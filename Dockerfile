@@ -1,5 +1,6 @@
 # For GPU hosts with NVIDIA's driver and container toolkit; CUDA's libraries come with JAX's wheels.
 #   docker build -t lagrangian_jax .
+#   mkdir -p runs && sudo chown 1000 runs      the user inside writes there; docker itself would make it root's
 #   docker run --gpus all --shm-size=8g --stop-timeout=120 -v "$PWD/runs:/runs" -v "$HOME/tensorflow_datasets:/data:ro" \
 #     lagrangian_jax --config=configs/cifar10.py:lagrangian,fast --workdir=/runs/cifar10
 # SIGTERM (docker stop) saves and ends with code 75; the same command goes on from there.
