@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,9 +105,7 @@ def ours(config: configuration.ConfigDict) -> dict:
     step = training_step(network, method, optimizer, config.augmentation.to_dict(), 1000, config.train.average)
     run = resident_steps(step, mesh)
     counted = operations.count(run, state, images, labels, index) * mesh.size / per_call
-    started = time.perf_counter()
-    compiled = run.lower(state, images, labels, index).compile()
-    compile_seconds = time.perf_counter() - started
+    compiled, compile_seconds = timed_compilation(lambda: run.lower(state, images, labels, index).compile())
     memory = compiled.memory_analysis()
 
     def call() -> None:
@@ -129,6 +128,24 @@ def ours(config: configuration.ConfigDict) -> dict:
         "compile_seconds": compile_seconds,
         "memory_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes,
     }
+
+
+def timed_compilation(compilation: Callable[[], Any]) -> tuple[Any, float]:
+    """What a compilation returns and the seconds it takes, also where its program was compiled before and only read:
+    the cache of compiled programs tells how long that took, in whole seconds."""
+    saved = [0.0]
+
+    def note(event: str, seconds: float, **_: Any) -> None:
+        if event == "/jax/compilation_cache/compile_time_saved_sec":
+            saved.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        started = time.perf_counter()
+        compiled = compilation()
+        return compiled, time.perf_counter() - started + sum(saved)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def peak(precision: str) -> float:
