@@ -12,11 +12,14 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 
 from lagrangian_jax import data, models
 from lagrangian_jax.evaluation import Row, suites
 from lagrangian_jax.models.resnet import ResNet
+from lagrangian_jax.report.analysis_figures import accuracy_against_bound
 from lagrangian_jax.reproduce import __main__ as door
 from lagrangian_jax.reproduce import cost, networks, output, paper, plan, workbench
 from lagrangian_jax.reproduce.experiment import Outcome
@@ -265,6 +268,34 @@ def test_table_without_printed_numbers_has_no_column_for_them():
     }
     table = output.table({**found, "rows": rows, "remarks": [], "left_out": []})
     assert (table.header, table.rows, table.left) == (["Method", "1"], [["Ours", "50.00"]], 1)
+
+
+def test_figure_is_shown_on_light_and_on_dark_pages(tmp_path):
+    figure = accuracy_against_bound({"Ours": ([0, 1], [80.0, 50.0])}, "l2 norm")
+    outcome = Outcome({"1": "1"}, {}, {"a": "Ours"}, rows={"a": {"1": 50.0}}, figure=figure)
+    output.write(tmp_path, "figure5", EXPERIMENTS["figure5"], outcome, Workbench(tmp_path))
+    named = re.findall(r'(?:src|srcset)="(.+?)"', (tmp_path / "figure5.md").read_text())
+    assert named == ["figure5-dark.svg", "figure5.svg"]
+    assert all(b"</svg>" in (tmp_path / name).read_bytes() for name in named)
+
+
+def test_damaged_analysis_is_made_again(tmp_path):
+    config = networks.load(Network("cifar10", "lagrangian"), "quick", {})
+    bench, found = Workbench(tmp_path, "quick"), Trained(config, tmp_path, data.load(config.data), {}, None)
+
+    def measure(keys, logits_fn, images, labels):
+        return {"mean": images.mean((1, 2, 3)), "noise": jax.vmap(jax.random.normal)(keys)}
+
+    first = bench.analyse(found, "mean", {}, measure)
+    assert len(first["mean"]) == config.evaluation.examples
+    assert bench.analyse(found, "mean", {}, None)["seconds"] == first["seconds"]  # kept
+    path = tmp_path / "analysis" / "mean.npz"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=r"mean.npz is damaged and is made again"):
+        again = bench.analyse(found, "mean", {}, measure)
+    np.testing.assert_array_equal(again["noise"], first["noise"])
+    with pytest.raises(ValueError, match="center is None there, 1.0 here"):
+        bench.analyse(found, "mean", {"center": 1.0}, measure)
 
 
 def test_step_sizes_are_the_ones_that_hurt_most_on_images_that_are_not_tested():

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from lagrangian_jax.report import figures, html, tables
-from lagrangian_jax.report.formats import Table, markdown
+from lagrangian_jax.report.formats import Table, markdown, picture
 from lagrangian_jax.report.workdir import Run, read
 
 __all__ = ["Table", "compare", "figures", "read", "tables", "write"]
@@ -63,18 +63,13 @@ def _markdown(run: Run, drawn: Sequence[tuple[str, str]], pictures: bool) -> str
         text = "Adversarial images and their perturbations, magnified around middle grey"
         parts += ["## Pictures", f"![{text}](figures/pictures.png)"]
     if drawn:
-        parts += ["## Figures", *(_figure(name, text) for name, text in drawn)]
+        parts += ["## Figures", *(picture(f"figures/{name}", text) for name, text in drawn)]
     if run.config:
         parts += ["## Settings", _fenced(json.dumps(run.config, indent=2, default=str, ensure_ascii=False))]
     origin = {name: run.results[name] for name in ("versions", "device", "seed") if name in run.results}
     if origin:
         parts += ["## Origin", _fenced(json.dumps(origin, indent=2, default=str, ensure_ascii=False))]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
-
-
-def _figure(name: str, text: str) -> str:
-    dark = f'<source media="(prefers-color-scheme: dark)" srcset="figures/{name}-dark.svg">'
-    return f'<picture>{dark}<img src="figures/{name}.svg" alt="{text}"></picture>'
 
 
 def _fenced(text: str) -> str:

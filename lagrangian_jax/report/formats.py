@@ -96,6 +96,16 @@ def markdown(cell: str) -> str:
     return cell.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def picture(path: str, text: str) -> str:
+    """A figure for Markdown, from ``path.svg`` on light pages and ``path-dark.svg`` on dark ones.
+
+    >>> picture("figure2", "Norm against confidence")[-64:]
+    '<img src="figure2.svg" alt="Norm against confidence"></picture>'
+    """
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{path}-dark.svg">'
+    return f'<picture>{dark}<img src="{path}.svg" alt="{text}"></picture>'
+
+
 def latex(cell: str) -> str:
     """Text that LaTeX typesets as it is; norms as mathematics."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", ABSENT: "--"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from lagrangian_jax.evaluation.result import plain
 from lagrangian_jax.report import figures
-from lagrangian_jax.report.formats import ABSENT, Table
+from lagrangian_jax.report.formats import ABSENT, Table, picture
 from lagrangian_jax.reproduce.experiment import Experiment, Outcome
 from lagrangian_jax.reproduce.workbench import Workbench, origin
 from lagrangian_jax.workdir import write_whole
@@ -21,8 +21,8 @@ def write(folder: pathlib.Path, name: str, experiment: Experiment, outcome: Outc
     found = to_json(name, experiment, outcome, bench)
     write_whole(folder / f"{name}.json", json.dumps(found, indent=2) + "\n")
     shown = table(found)
-    picture = f"![{experiment.title}]({name}.svg)\n\n" if outcome.figure else ""
-    write_whole(folder / f"{name}.md", f"# {experiment.title}\n\n{picture}{shown.markdown()}")
+    drawn = f"{picture(name, experiment.title)}\n\n" if outcome.figure else ""
+    write_whole(folder / f"{name}.md", f"# {experiment.title}\n\n{drawn}{shown.markdown()}")
     write_whole(folder / f"{name}.tex", shown.latex())
     write_whole(folder / f"{name}.csv", shown.csv())
     if outcome.figure:

@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -219,11 +220,15 @@ class Workbench:
             }
         )
         if path.is_file():
-            arrays, kept = files.read(path.read_bytes())
-            differ = files.differences(kept["fingerprint"], fingerprint)
-            if differ:
-                raise ValueError(f"{path} is of something else: {'; '.join(differ)}. Delete it to have it made again")
-            return arrays
+            try:
+                arrays, kept = files.read(path.read_bytes())
+            except files.Damaged as error:
+                warnings.warn(f"{path} is damaged and is made again ({error})", stacklevel=2)
+            else:
+                differ = files.differences(kept["fingerprint"], fingerprint)
+                if differ:
+                    raise ValueError(f"{path} is of something else: {'; '.join(differ)}. Delete it to have it made anew")
+                return arrays
         module = build_network(found.config, len(found.dataset.classes))
 
         @jax.jit
