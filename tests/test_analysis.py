@@ -117,6 +117,17 @@ class TestNorms:
         difference = (np.asarray(attack(key, logits_fn, images, labels)) - images).reshape(6, -1)
         np.testing.assert_allclose(result.norm, np.linalg.norm(difference, axis=-1), rtol=1e-5)
 
+    def test_of_logits_in_bfloat16_losses_and_confidences_are_float32(self, key, linear):
+        logits_fn, *_, images, labels = linear
+
+        def half(x):
+            return logits_fn(x).astype(jnp.bfloat16)
+
+        result = analysis.norms_and_confidence(key, lj.attacks.create("none"), half, images, labels)
+        expected = jax.nn.softmax(half(images).astype(jnp.float32))[jnp.arange(6), labels]
+        np.testing.assert_allclose(result.confidence, expected, rtol=1e-6)
+        assert multipliers(half, images, labels, steps=2).difference.dtype == jnp.float32
+
     def test_rank_correlation_is_spearmans_with_ties(self):
         rng = np.random.default_rng(0)
         a, b = rng.integers(0, 9, 200), rng.normal(size=200).round(1)

@@ -198,6 +198,8 @@ class TestInputs:
         np.testing.assert_array_equal(attack(example_keys(key, 6), logits_fn, *batch), expected)
         with pytest.raises(ValueError, match=r"expected one key, or 6 keys for 6 images; got keys of shape \(5,\)"):
             attack(jax.random.split(key, 5), logits_fn, *batch)
+        with pytest.raises(ValueError, match=r"key: expected a key of jax.random, such as jax.random.key\(0\); got 0"):
+            attack(0, logits_fn, *batch)
 
     def test_constants_inside_jit_and_traced_weights(self, key, linear_network, batch):
         """A network whose weights are traced is attacked within the trace, as in a loss that is differentiated."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_keys, l2_norm
+from lagrangian_jax.attacks.attack import LogitsFn, example_keys, float32_logits, l2_norm
 from lagrangian_jax.attacks.gradient import clip_to_box, pgd, stateless
 from lagrangian_jax.losses import cross_entropy, margin
 from lagrangian_jax.names import unknown
@@ -85,7 +85,7 @@ def effective_multiplier(
     if not 0 < half_width < center:
         raise ValueError(f"half_width: expected more than 0 and less than the centre, {center}; got {half_width}")
     keys = example_keys(key, images.shape[0])
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    images, labels, logits_fn = jnp.asarray(images), jnp.asarray(labels), float32_logits(logits_fn)
 
     def losses(adversarial):
         return LOSSES[loss](logits_fn(adversarial), labels)

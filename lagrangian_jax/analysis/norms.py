@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from lagrangian_jax.attacks.attack import Attack, LogitsFn, l2_norm
+from lagrangian_jax.attacks.attack import Attack, LogitsFn, float32_logits, l2_norm
 from lagrangian_jax.losses import label_logit
 
 
@@ -48,7 +48,7 @@ def norms_and_confidence(
     >>> print(result.confidence, result.norm)
     [0.5] [0.25]
     """
-    confidence = label_logit(jax.nn.softmax(logits_fn(images)), labels)
+    confidence = label_logit(jax.nn.softmax(float32_logits(logits_fn)(images)), labels)
     return NormsAndConfidence(confidence, l2_norm(attack(key, logits_fn, images, labels) - images))
 
 

@@ -26,6 +26,8 @@ def example_keys(key: Array, batch: int) -> Array:
     The harness passes keys folded with the example's index in the data set, so that the same example gets the same
     perturbation whatever batch or device it is in. Old-style keys (`jax.random.PRNGKey`) are taken as well.
     """
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"key: expected a key of jax.random, such as jax.random.key(0); got {key!r}")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:

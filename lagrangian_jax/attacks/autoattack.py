@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from lagrangian_jax.attacks.apgd import apgd_ce, apgd_t, random_in_ball
-from lagrangian_jax.attacks.attack import Execution, LogitsFn, Stage, example_axes, example_keys
+from lagrangian_jax.attacks.attack import Execution, LogitsFn, Stage, example_axes, example_keys, float32_logits
 from lagrangian_jax.attacks.fab import fab_t
 from lagrangian_jax.attacks.square import square
 from lagrangian_jax.losses import cross_entropy, dlr, margin
@@ -81,7 +81,7 @@ def checks(
     >>> print(found[0][:45])
     the network's outputs look like probabilities
     """
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    images, labels, logits_fn = jnp.asarray(images), jnp.asarray(labels), float32_logits(logits_fn)
     logits = logits_fn(images)
     found = [
         _probabilities(logits),
