@@ -294,7 +294,7 @@ def test_damaged_analysis_is_made_again(tmp_path):
     with pytest.warns(UserWarning, match=r"mean.npz is damaged and is made again"):
         again = bench.analyse(found, "mean", {}, measure)
     np.testing.assert_array_equal(again["noise"], first["noise"])
-    with pytest.raises(ValueError, match="center is None there, 1.0 here"):
+    with pytest.raises(ValueError, match=r"center is None there, 1\.0 here"):
         bench.analyse(found, "mean", {"center": 1.0}, measure)
 
 

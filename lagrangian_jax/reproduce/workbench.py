@@ -227,7 +227,8 @@ class Workbench:
             else:
                 differ = files.differences(kept["fingerprint"], fingerprint)
                 if differ:
-                    raise ValueError(f"{path} is of something else: {'; '.join(differ)}. Delete it to have it made anew")
+                    told = "; ".join(differ)
+                    raise ValueError(f"{path} is of something else: {told}. Delete it to have it made again")
                 return arrays
         module = build_network(found.config, len(found.dataset.classes))
 
