@@ -63,11 +63,15 @@ class TestCreate:
     @pytest.mark.parametrize(
         ("name", "parameter", "value", "expected"),
         [
-            ("pgd_linf", "bound", -0.1, "a number, 0 or larger"),
-            ("pgd_linf", "bound", float("nan"), "a number, 0 or larger"),
-            ("pgd_linf", "bound", "8/255", "a number, 0 or larger"),
-            ("pgd_linf", "bound", None, "a number, 0 or larger"),
-            ("pgd_linf", "bound", True, "a number, 0 or larger"),
+            ("pgd_linf", "bound", -0.1, "a number from 0 to 1, as 8/255"),
+            ("pgd_linf", "bound", float("nan"), "a number from 0 to 1, as 8/255"),
+            ("pgd_linf", "bound", "8/255", "a number from 0 to 1, as 8/255"),
+            ("pgd_linf", "bound", None, "a number from 0 to 1, as 8/255"),
+            ("pgd_linf", "bound", True, "a number from 0 to 1, as 8/255"),
+            ("pgd_linf", "bound", 8, "a number from 0 to 1, as 8/255"),  # of 255
+            ("autoattack", "bound", 8, "a number from 0 to 1, as 8/255"),
+            ("msd", "bound_linf", 8, "a number from 0 to 1, as 8/255"),
+            ("pgd_l2", "bound", -1.0, "a number, 0 or larger"),
             ("pgd_l2", "steps", 0, "an integer, 1 or larger"),
             ("pgd_l2", "steps", 2.5, "an integer, 1 or larger"),
             ("pgd_l2", "steps", True, "an integer, 1 or larger"),
@@ -94,6 +98,10 @@ class TestCreate:
         message = re.escape(f"attack {name!r}: {parameter} must be {expected}") + ".*; got " + re.escape(repr(value))
         with pytest.raises(ValueError, match=message):
             lj.attacks.create(name, **{parameter: value})
+
+    @pytest.mark.parametrize(("name", "others"), [("pgd_l2", {}), ("autoattack", {"norm": "l2"}), ("fog", {})])
+    def test_other_bounds_than_those_of_linf_may_be_large(self, name, others):
+        assert lj.attacks.create(name, bound=8, **others).parameters["bound"] == 8
 
 
 class TestInputs:

@@ -468,8 +468,10 @@ def test_unknown_names_and_values():
         methods.create("ddn", statistics="train")
     with pytest.raises(ValueError, match=r"method 'mma': search_statistics must be 'train' or .*; got 'evl'"):
         methods.create("mma", search_statistics="evl")
-    with pytest.raises(ValueError, match=r"method 'pgd_linf': bound must be a number, 0 or larger; got -1\.0"):
-        methods.create("pgd_linf", bound=-1.0)
+    with pytest.raises(ValueError, match=r"method 'pgd_l2': bound must be a number, 0 or larger; got -1\.0"):
+        methods.create("pgd_l2", bound=-1.0)
+    with pytest.raises(ValueError, match="method 'trades': bound must be a number from 0 to 1, as 8/255; got 8"):
+        methods.create("trades", bound=8)
     with pytest.raises(ValueError, match="method 'pgd_l2': step_size must be a positive number; got None"):
         methods.create("pgd_l2", step_size=None)  # has no default of the attack to fall back on
     methods.create("jpeg", step_size=None)  # has one

@@ -38,7 +38,7 @@ from lagrangian_jax.attacks.carlini_wagner import carlini_wagner
 from lagrangian_jax.attacks.lagrangian import lagrangian
 from lagrangian_jax.attacks.msd import msd
 from lagrangian_jax.attacks.perceptual import fast_lpa, lpa, ppgd
-from lagrangian_jax.attacks.ranges import RANGES, check_ranges
+from lagrangian_jax.attacks.ranges import LINF_BOUND, RANGES, check_ranges
 from lagrangian_jax.names import unknown
 
 # Plain attacks: (key, logits_fn, images, labels, **parameters) -> adversarial images.
@@ -82,6 +82,9 @@ STAGED: dict[str, Callable[..., Any]] = {
     "autoattack": autoattack.autoattack,
 }
 
+# Whose ball is that of linf; for others ``norm`` says it.
+LINF = ("fgsm", "mi_fgsm", "pgd_linf", "mpgd")
+
 __all__ = ["ATTACKS", "STAGED", "Attack", "Execution", "Stage", "Standing", "create", "execute", "in_batches", "names"]
 
 
@@ -121,7 +124,8 @@ def create(name: str, **parameters: Any) -> Attack:
         if parameter not in valid:
             raise unknown(f"parameter of attack {name!r}:", parameter, valid)
     values = {**defaults, **parameters}
-    check_ranges(f"attack {name!r}", values, RANGES)
+    in_linf = name in LINF or values.get("norm") == "linf"
+    check_ranges(f"attack {name!r}", values, {**RANGES, "bound": LINF_BOUND} if in_linf else RANGES)
     if name in STAGED:
         return Attack(name, values, tuple(function(**values)), survivors=True)
     restarts = values.pop("restarts", None) or 1

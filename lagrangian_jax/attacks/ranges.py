@@ -17,6 +17,9 @@ def integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
+# Pixels are in [0, 1], so that a larger bound in linf is 8 where 8/255 is meant.
+LINF_BOUND = (lambda v: number(v) and 0 <= v <= 1, "a number from 0 to 1, as 8/255")
+
 # For each name whether a value is in the range, and the range in words.
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bound": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
@@ -65,7 +68,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "init_distance": (lambda v: number(v) and v > 0, "a positive number"),
     "check_every": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
     "variance": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
-    **{f"bound_{norm}": (lambda v: number(v) and v >= 0, "a number, 0 or larger") for norm in ("linf", "l2", "l1")},
+    "bound_linf": LINF_BOUND,
+    **{f"bound_{norm}": (lambda v: number(v) and v >= 0, "a number, 0 or larger") for norm in ("l2", "l1")},
     **{f"step_size_{norm}": (lambda v: number(v) and v > 0, "a positive number") for norm in ("linf", "l2", "l1")},
     "distance": (callable, "a distance, e.g. lagrangian_jax.distances.create('lpips_alexnet_cifar')"),
     "kappa": (lambda v: isinstance(v, (int, float)) and not math.isnan(v), "a number"),

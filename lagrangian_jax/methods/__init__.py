@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from lagrangian_jax.attacks.ranges import RANGES, check_ranges, number
+from lagrangian_jax.attacks.ranges import LINF_BOUND, RANGES, check_ranges, number
 from lagrangian_jax.methods.carlini_wagner import carlini_wagner
 from lagrangian_jax.methods.ddn import ddn
 from lagrangian_jax.methods.iaat import iaat
@@ -45,6 +45,9 @@ AUXILIARY: dict[str, Callable[..., Method]] = {"segmentation": segmentation}
 
 # Their attacks carry no state, so they cannot update the running averages on the way.
 WITHOUT_STATE = ("ddn", "pat", "jpeg", "carlini_wagner")
+
+# Whose bound is in linf.
+LINF = ("pgd_linf", "threshold_linf", "trades", "mart", "iaat")
 
 # What parameters may be, by name: those of the attacks, and those that a method has besides or takes in another form.
 _RANGES = {
@@ -97,7 +100,8 @@ def create(name: str, **values: Any) -> Method:
     modes = ("eval", "batch") if name in WITHOUT_STATE else STATISTICS
     mode = (lambda v: v in modes, " or ".join(map(repr, modes)))
     given = {field: value for field, value in values.items() if value is not None or valid[field] is not None}
-    check_ranges(f"method {name!r}", given, {**_RANGES, "statistics": mode, "search_statistics": mode})
+    ranges = {**_RANGES, "statistics": mode, "search_statistics": mode}
+    check_ranges(f"method {name!r}", given, {**ranges, "bound": LINF_BOUND} if name in LINF else ranges)
     return _find(name)(**values)
 
 
