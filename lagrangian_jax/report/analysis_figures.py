@@ -19,7 +19,8 @@ from lagrangian_jax.analysis import foreground_to_background, rank_correlation
 from lagrangian_jax.report.figures import LINES, Draw, Theme, around_grey, magnification
 
 SHOWN = 1000  # points of a scatter plot; the others would hide each other
-BINS = 20  # of the confidence, for the median's line
+BINS = 20  # groups of the examples by confidence, for the median's line
+LEAST = 10  # examples in a group; a median of fewer is noise
 
 
 def norm_against_confidence(panels: Mapping[str, Sequence[ArrayLike]]) -> tuple[Draw, tuple[float, float]]:
@@ -61,13 +62,12 @@ def norm_against_confidence(panels: Mapping[str, Sequence[ArrayLike]]) -> tuple[
 
 
 def medians(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The medians of x and y in each of `BINS` equal bins of x in [0, 1] that holds an example.
+    """The medians of x and y in groups of as many examples, by growing x.
 
-    >>> medians(np.array([0.01, 0.02, 0.03, 0.99]), np.array([1.0, 5.0, 3.0, 7.0]))
-    (array([0.02, 0.99]), array([3., 7.]))
+    >>> medians(np.arange(20) / 20, np.r_[np.full(10, 3.0), np.full(10, 7.0)])
+    (array([0.225, 0.725]), array([3., 7.]))
     """
-    which = np.clip((x * BINS).astype(int), 0, BINS - 1)
-    groups = [which == index for index in np.unique(which)]
+    groups = np.array_split(np.argsort(x), np.clip(len(x) // LEAST, 1, BINS))
     return np.array([np.median(x[group]) for group in groups]), np.array([np.median(y[group]) for group in groups])
 
 
