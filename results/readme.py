@@ -1,7 +1,7 @@
 """Writes the README's tables from the committed results: ``python results/readme.py`` (``--check`` only compares).
 
 Each folder of ``results/`` is a group of comparable runs: ``<group>/<run>/results.json``, with a ``README.md`` that
-says what was run; ``<group>/<name>.json`` are results of ``python -m lagrangian_jax.reproduce``.
+says what was run; ``<group>/<name>.json`` and ``.png`` are results of ``python -m lagrangian_jax.reproduce``.
 """
 
 import json
@@ -25,7 +25,9 @@ def tables() -> str:
         for path in sorted(group.glob("*.json")):
             found = json.loads(path.read_text())
             table = output.table(found).markdown().strip()
-            parts.append(f"<details><summary>{found['title']}</summary>\n\n{table}\n\n</details>")
+            figure = path.with_suffix(".png")
+            picture = f"![{found['title']}]({figure.relative_to(ROOT.parent)})\n\n" if figure.exists() else ""
+            parts.append(f"<details><summary>{found['title']}</summary>\n\n{picture}{table}\n\n</details>")
     return "\n\n".join([*parts, not_run()])
 
 
