@@ -6,11 +6,12 @@ what follows the colon in ``--config=configs/cifar10.py:pgd_l2,slim``: a trainin
 
 import argparse
 import ast
+import contextlib
 import importlib.util
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -168,6 +169,15 @@ def evaluation_statistics(config: ConfigDict) -> None:
 
 class UsageError(Exception):
     """Wrong input from the command line: shown as one line, exit code 2."""
+
+
+@contextlib.contextmanager
+def usage() -> Iterator[None]:
+    """Of what no second try mends: a `ValueError` is one of usage, so that a scheduler need not try again."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def parse(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, ConfigDict]:
@@ -347,9 +357,10 @@ def guarded(function: Callable[..., None], *arguments: Any) -> int:
             function(*arguments)
     except KeyboardInterrupt:
         return fail("stopped by Ctrl-C; the same command goes on from the last checkpoint or attack", 130)
-    except (Interrupted, NotFinite, ValueError, OSError) as error:
+    except (Interrupted, NotFinite, UsageError, ValueError, OSError) as error:
         full = "; make room, and the same command goes on" if "No space left on device" in str(error) else ""
-        code = fail(f"{error}{full}", os.EX_TEMPFAIL if isinstance(error, Interrupted) else 1)
+        code = os.EX_TEMPFAIL if isinstance(error, Interrupted) else 2 if isinstance(error, UsageError) else 1
+        fail(f"{error}{full}", code)
         parallel.leave_if_alone(error, code)
         return code
     except Exception as error:  # not what a user can cause: with its traceback

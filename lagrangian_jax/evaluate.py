@@ -45,10 +45,12 @@ def _evaluate_weights(config: ConfigDict, workdir: pathlib.Path, weights: str) -
     from lagrangian_jax.train import build_network
     from lagrangian_jax.workdir import open_workdir
 
-    evaluation.suites.get(config.evaluation.suite)  # an unknown name is told before anything is loaded
+    with configuration.usage():
+        evaluation.suites.get(config.evaluation.suite)  # an unknown name is told before anything is loaded
     parallel.start()
     dataset = data.load(config.data)
-    network = build_network(config, len(dataset.classes))
+    with configuration.usage():
+        network = build_network(config, len(dataset.classes))
     size = config.data.image_size
     variables = load_variables(pathlib.Path(weights), network, (size, size, 3))
     with open_workdir(workdir, config):

@@ -35,10 +35,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     from lagrangian_jax.train import check
     from lagrangian_jax.workdir import open_workdir
 
-    evaluation.suites.get(config.evaluation.suite)  # an unknown name is told now, not after training
+    with configuration.usage():
+        evaluation.suites.get(config.evaluation.suite)  # an unknown name is told now, not after training
     parallel.start()
     dataset = data.load(config.data)
-    check(config, dataset)  # what cannot be run claims no work directory
+    with configuration.usage():
+        check(config, dataset)  # what cannot be run claims no work directory
     with open_workdir(workdir, config):
         trained = train_and_keep(config, workdir, dataset)
         evaluate(config, workdir, dataset, trained.variables, trained.summary)

@@ -428,7 +428,7 @@ def test_whole_program(tmp_path, capfd):
         for column in ("index", "label", "prediction", "correct", "l2", "linf"):
             np.testing.assert_array_equal(one[column], other[column])
     assert json.loads((tmp_path / "again" / "results.json").read_text())["configuration"] is None
-    assert evaluate.main([*again, "--suite=quik"]) == 1
+    assert evaluate.main([*again, "--suite=quik"]) == 2
     assert "did you mean 'quick'?" in capfd.readouterr().err
     assert evaluate.main([*arguments[:-1], f"--weights={tmp_path / 'none'}", f"--workdir={tmp_path / 'third'}"]) == 1
     assert "no such file" in capfd.readouterr().err
@@ -488,9 +488,10 @@ def test_wrong_usage_is_one_line(capfd, tmp_path, arguments, expected):
 def test_wrong_values_are_one_line(capfd, tmp_path, field, expected):
     fields = f"--config.{field}".split()
     code, error = _main(capfd, "--config=digits:smoke", *fields, f"--workdir={tmp_path / 'run'}")
-    assert code == 1
+    assert code == (1 if field.startswith("data.") else 2)  # data may be there at the next try
     assert expected in error
     assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_unwritable_work_directory(capfd, tmp_path):
