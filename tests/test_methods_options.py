@@ -190,8 +190,9 @@ def test_what_a_method_cannot_do_is_told_before_the_clean_epochs(tmp_path):
 )
 def test_what_cannot_be_run_claims_no_work_directory(tmp_path, capsys, options, fields, message):
     workdir = tmp_path / "run"
-    assert main.main([f"--config=digits:{options},smoke", f"--config.{fields}", f"--workdir={workdir}"]) == 2
+    code = main.main([f"--config=digits:{options},smoke", f"--config.{fields}", f"--workdir={workdir}"])
     error = capsys.readouterr().err
+    assert code == (1 if "lpips" in message else 2)  # a file of weights may be there at the next try
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not workdir.exists()
