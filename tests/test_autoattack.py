@@ -390,6 +390,11 @@ class TestChecks:
         (warning,) = self.found(lambda x: 1e4 * self.linear(x), labels)
         assert "gradient of the cross-entropy is zero" in warning
 
+    def test_a_label_that_comes_third_is_no_zero_gradient(self):
+        """There the difference-of-logits ratio is 1 whatever the image, but the network is not flat."""
+        third = np.asarray(jnp.argsort(self.linear(self.images), axis=-1)[:, -3], np.int32)
+        assert self.found(self.linear, third) == []
+
     def test_few_classes(self):
         (warning,) = autoattack.checks(
             jax.random.key(0), lambda x: self.linear(x)[:, :3], self.images, np.minimum(self.labels, 2)

@@ -11,7 +11,7 @@ from lagrangian_jax.attacks.apgd import apgd_ce, apgd_t, random_in_ball
 from lagrangian_jax.attacks.attack import Execution, LogitsFn, Stage, example_axes, example_keys, float32_logits
 from lagrangian_jax.attacks.fab import fab_t
 from lagrangian_jax.attacks.square import square
-from lagrangian_jax.losses import cross_entropy, dlr, margin
+from lagrangian_jax.losses import cross_entropy, margin
 
 
 def autoattack(
@@ -73,7 +73,8 @@ def checks(
       warnings, one sentence on what was seen and one on what it means; none if nothing was found.
 
     Source: auto-attack `checks.py` (random networks, probabilities, zero gradients, number of classes), with its
-    thresholds. Added: dependence on batch-mates, and zero gradients of the cross-entropy besides those of the ratio.
+    thresholds. Added: dependence on batch-mates. Different: zero gradients are those of the margin and of the
+    cross-entropy; the difference-of-logits ratio is constant where the label comes third.
 
     >>> import jax, jax.numpy as jnp
     >>> images, labels = jnp.full((2, 4, 4, 3), 0.5), jnp.array([0, 1])
@@ -172,22 +173,18 @@ def _zero_gradients(
         gradient = jax.grad(lambda x: jnp.sum(loss(logits_fn(x), labels)))(start)
         return int(jnp.sum(jnp.sum(jnp.abs(gradient), example_axes(gradient)) == 0))
 
-    count, of_ratio, of_entropy = len(images), zeros(_ratio), zeros(cross_entropy)
+    count, of_logits, of_entropy = len(images), zeros(margin), zeros(cross_entropy)
     found = []
-    if of_ratio:
+    if of_logits:
         found.append(
-            f"the gradient of the logits is zero at {of_ratio} of {count} starting points. Gradient attacks cannot "
+            f"the gradient of the logits is zero at {of_logits} of {count} starting points. Gradient attacks cannot "
             "move there (a quantised or otherwise piecewise constant network?), so only Square tests them; use a "
             "differentiable surrogate for the backward pass (BPDA)."
         )
-    if of_entropy > of_ratio:
+    if of_entropy > of_logits:
         found.append(
             f"the gradient of the cross-entropy is zero at {of_entropy} of {count} starting points, that of the logits "
-            f"at {of_ratio}. The softmax is saturated by large logits: attacks on the cross-entropy (PGD, APGD-CE) "
+            f"at {of_logits}. The softmax is saturated by large logits: attacks on the cross-entropy (PGD, APGD-CE) "
             "overestimate the robustness; those on margins and ratios of logits do not."
         )
     return found
-
-
-def _ratio(logits: Array, labels: Array) -> Array:
-    return dlr(logits, labels) if logits.shape[-1] >= 3 else margin(logits, labels)
