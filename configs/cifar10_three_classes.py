@@ -8,7 +8,7 @@ them, and it tells neither the number of steps nor the three methods it compares
 steps; `lagrangian`, `pgd_l2` and `pat`. The figure's attack is `pgd_l2` in 40 steps at bounds of 0.1 to 2.
 
 Presets, after the method: ``configs/cifar10_three_classes.py:carlini_wagner,smoke``
-  slim        width 16 and 4 epochs, for a CPU; C&W takes hours, which `lagrangian_jax.reproduce figure5 --dry-run` tells
+  slim        width 16 and 4 epochs, for a CPU; hours with C&W (`lagrangian_jax.reproduce figure5 --dry-run`)
   comparison  every method for a CPU at one budget: as many epochs, and attacks of 5 gradients
   smoke       a few steps on a tiny network
 """
