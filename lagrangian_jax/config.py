@@ -213,7 +213,7 @@ def load(spec: str) -> ConfigDict:
         path = packaged() / f"{name}.py"
     if not path.is_file():
         known = sorted(p.stem for p in packaged().glob("*.py") if p.stem != "__init__")
-        raise unknown("configuration", name, known)
+        raise unknown("configuration", name, known, like=path.stem)
     if path.suffix != ".py":
         raise ValueError(f"{name}: expected a Python file that defines get_config(options)")
     spec_of_file = importlib.util.spec_from_file_location(f"config_{path.stem}", path)

@@ -1,18 +1,17 @@
 """One form for every error about an unknown name."""
 
 import difflib
-import pathlib
 from collections.abc import Iterable
 
 
-def unknown(what: str, given: str, valid: Iterable[str]) -> ValueError:
-    """The error for a name that is not among the valid ones; it suggests the nearest (of a path, to its stem) and
-    lists all.
+def unknown(what: str, given: str, valid: Iterable[str], like: str | None = None) -> ValueError:
+    """The error for a name that is not among the valid ones; it suggests the nearest (to ``like``, if given) and lists
+    all.
 
     >>> str(unknown("attack", "pgd_l3", ["fgsm", "pgd_l2"]))
     "unknown attack 'pgd_l3'; did you mean 'pgd_l2'? Valid: fgsm, pgd_l2"
     """
     valid = list(valid)
-    close = difflib.get_close_matches(pathlib.PurePath(given).stem, valid, n=1)
+    close = difflib.get_close_matches(like or given, valid, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return ValueError(f"unknown {what} {given!r}{hint} Valid: {', '.join(valid) or 'none'}")

@@ -147,11 +147,8 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _means(accuracies: Mapping[str | None, float]) -> tuple[float | None, float | None]:
-    for unseen, union in suites.MEANS:
-        if all(column in accuracies for column in union):
-            first, second = ([accuracies[column] for column in columns] for columns in (unseen, union))
-            return math.fsum(first) / len(first), math.fsum(second) / len(second)
-    return None, None
+    first, second = ([accuracies[column] for column in columns] for columns in suites.means_of(accuracies))
+    return (math.fsum(first) / len(first), math.fsum(second) / len(second)) if first else (None, None)
 
 
 def plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ sequence of rows. The columns of the paper's tables carry ids (``"stadv"``), whi
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lagrangian_jax.names import unknown
@@ -134,6 +134,11 @@ MEANS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (_CIFAR10_UNSEEN, (*_CIFAR10_UNSEEN, "lpa", "linf", "l2")),
     (_IMAGENET100_UNSEEN, (*_IMAGENET100_UNSEEN, "lpa", "linf", "l2", "jpeg")),
 )
+
+
+def means_of(columns: Collection[str | None]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The columns of the two means; none where one of them is missing."""
+    return next((pair for pair in MEANS if set(pair[1]) <= set(columns)), ((), ()))
 
 
 def names() -> tuple[str, ...]:

@@ -64,8 +64,8 @@ def norm_against_confidence(panels: Mapping[str, Sequence[ArrayLike]]) -> tuple[
 def medians(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The medians of x and y in groups of as many examples, by growing x.
 
-    >>> medians(np.arange(20) / 20, np.r_[np.full(10, 3.0), np.full(10, 7.0)])
-    (array([0.225, 0.725]), array([3., 7.]))
+    >>> medians(np.arange(20)[::-1] / 20, np.r_[np.full(10, 3.0), np.full(10, 7.0)])
+    (array([0.225, 0.725]), array([7., 3.]))
     """
     groups = np.array_split(np.argsort(x), np.clip(len(x) // LEAST, 1, BINS))
     return np.array([np.median(x[group]) for group in groups]), np.array([np.median(y[group]) for group in groups])

@@ -129,8 +129,7 @@ def run_means(run: Run) -> dict[str, float | None]:
 
 def mean_columns(run: Run) -> tuple[Sequence[str], Sequence[str]]:
     """The columns of the unseen mean and of the union mean, of the paper's Table 1 or 2; empty without means."""
-    columns = column_accuracies(run)
-    return next((pair for pair in suites.MEANS if all(column in columns for column in pair[1])), ((), ()))
+    return suites.means_of(column_accuracies(run))
 
 
 def worst_case(run: Run) -> str:

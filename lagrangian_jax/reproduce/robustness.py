@@ -57,10 +57,8 @@ OVER_OURS = {"over_ours": "Unseen mean, over Ours", "over_ours_error": "Std. err
 def _withstood(result: Result) -> np.ndarray | None:
     """The share of unseen attacks that each image withstands, (N,) in per cent; None where an attack is missing."""
     rows = {attack.column: result.examples[attack.name]["correct"] for attack in result.attacks}
-    for unseen, union in suites.MEANS:
-        if all(column in rows for column in union):
-            return 100 * np.mean([rows[column] for column in unseen], axis=0)
-    return None
+    unseen, _ = suites.means_of(rows)
+    return 100 * np.mean([rows[column] for column in unseen], axis=0) if unseen else None
 
 
 def _over(theirs: np.ndarray | None, ours: np.ndarray | None) -> dict[str, float]:
