@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 from benchmarks.output import write
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, evaluation
+from lagrangian_jax.build import build_network
 from lagrangian_jax.evaluate import load_variables, test_images
 from lagrangian_jax.models.forward import apply
-from lagrangian_jax.train import build_network
 
 ARITHMETIC = {"plain": ("float32", "highest"), "float32": ("float32", "default"), "bfloat16": ("bfloat16", "default")}
 ATTACKS = {"pgd_linf": {"bound": 8 / 255, "steps": 10}, "pgd_l2": {"bound": 1.0, "steps": 10}}

@@ -25,11 +25,11 @@ from benchmarks import operations
 from benchmarks.output import write
 from lagrangian_jax import config as configuration
 from lagrangian_jax import losses, methods
+from lagrangian_jax.build import build_method, build_network, build_optimizer
 from lagrangian_jax.models.forward import bind
 from lagrangian_jax.parallel import AXIS
 from lagrangian_jax.state import TrainState, initial_state
 from lagrangian_jax.step import resident_steps, training_step
-from lagrangian_jax.train import build_method, build_network, build_optimizer
 
 IMAGES = 50_000  # of an epoch
 

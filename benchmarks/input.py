@@ -27,10 +27,11 @@ from PIL import Image
 from benchmarks.output import write
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, parallel
+from lagrangian_jax.build import build_method, build_network, build_optimizer, build_schedule
 from lagrangian_jax.data.flowers import FolderSource
 from lagrangian_jax.state import initial_state
 from lagrangian_jax.step import resident_steps, streaming_step, training_step
-from lagrangian_jax.train import batch_indices, build_method, build_network, build_optimizer, build_schedule
+from lagrangian_jax.train import batch_indices
 
 STREAMED = ("imagenet100", "flowers")
 CLASSES = 10

@@ -30,11 +30,11 @@ from benchmarks.output import write
 from benchmarks.train_step import in_turns, ours
 from lagrangian_jax import config as configuration
 from lagrangian_jax import methods
+from lagrangian_jax.build import build_method, build_network, build_optimizer
 from lagrangian_jax.names import unknown
 from lagrangian_jax.parallel import AXIS
 from lagrangian_jax.state import initial_state
 from lagrangian_jax.step import resident_steps, training_step
-from lagrangian_jax.train import build_method, build_network, build_optimizer
 
 NAMES = (*methods.names(), "pgd_5")
 

@@ -27,9 +27,9 @@ from benchmarks import operations
 from benchmarks.output import write
 from lagrangian_jax import config as configuration
 from lagrangian_jax import parallel
+from lagrangian_jax.build import build_method, build_network, build_optimizer, build_regularisation, build_schedule
 from lagrangian_jax.state import initial_state
 from lagrangian_jax.step import streaming_step, training_step
-from lagrangian_jax.train import build_method, build_network, build_optimizer, build_regularisation, build_schedule
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")

@@ -23,9 +23,10 @@ from benchmarks import operations
 from benchmarks.output import write
 from lagrangian_jax import config as configuration
 from lagrangian_jax import parallel
+from lagrangian_jax.build import build_method, build_network, build_optimizer, build_schedule
 from lagrangian_jax.state import initial_state
 from lagrangian_jax.step import resident_steps, training_step
-from lagrangian_jax.train import batch_indices, build_method, build_network, build_optimizer, build_schedule
+from lagrangian_jax.train import batch_indices
 
 
 def main(argv: list[str]) -> int:

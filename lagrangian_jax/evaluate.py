@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 def _evaluate_weights(config: ConfigDict, workdir: pathlib.Path, weights: str) -> None:
     from lagrangian_jax import data, evaluation, parallel
-    from lagrangian_jax.train import build_network
+    from lagrangian_jax.build import build_network, check_evaluation
     from lagrangian_jax.workdir import open_workdir
 
     with configuration.usage():
@@ -50,7 +50,8 @@ def _evaluate_weights(config: ConfigDict, workdir: pathlib.Path, weights: str) -
     parallel.start()
     dataset = data.load(config.data)
     with configuration.usage():
-        network = build_network(config, len(dataset.classes))
+        check_evaluation(config, dataset)
+    network = build_network(config, len(dataset.classes))
     size = config.data.image_size
     variables = load_variables(pathlib.Path(weights), network, (size, size, 3))
     with open_workdir(workdir, config):
@@ -120,9 +121,9 @@ def attack(config: ConfigDict, workdir: pathlib.Path, dataset: Any, variables: A
     from tqdm import tqdm
 
     from lagrangian_jax import evaluation
+    from lagrangian_jax.build import build_network
     from lagrangian_jax.models.forward import apply
     from lagrangian_jax.signals import Signals
-    from lagrangian_jax.train import build_network
 
     network = build_network(config, len(dataset.classes))
     bars: dict[str, tqdm] = {}

@@ -31,8 +31,8 @@ def main(argv: list[str]) -> int:
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, evaluates and reports in ``workdir``."""
     from lagrangian_jax import data, evaluation, parallel
+    from lagrangian_jax.build import check
     from lagrangian_jax.evaluate import evaluate
-    from lagrangian_jax.train import check
     from lagrangian_jax.workdir import open_workdir
 
     with configuration.usage():
@@ -51,7 +51,8 @@ def train_and_keep(config: ConfigDict, workdir: pathlib.Path, dataset: Any) -> A
     import jax
 
     from lagrangian_jax import interop, report
-    from lagrangian_jax.train import build_network, train
+    from lagrangian_jax.build import build_network
+    from lagrangian_jax.train import train
     from lagrangian_jax.workdir import write_whole
 
     try:

@@ -19,8 +19,8 @@ from benchmarks import exactness, floors, operations, start, targets, train_step
 from benchmarks import input as inputs
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, methods
+from lagrangian_jax.build import build_network
 from lagrangian_jax.models.layers import convolution
-from lagrangian_jax.train import build_network
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

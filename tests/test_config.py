@@ -8,8 +8,8 @@ import pytest
 
 from lagrangian_jax import attacks, data, distances, evaluation, methods, models
 from lagrangian_jax import config as configuration
+from lagrangian_jax.build import build_regularisation
 from lagrangian_jax.methods.regularisation import Regularisation
-from lagrangian_jax.train import build_regularisation
 from lagrangian_jax.workdir import open_workdir
 
 

@@ -13,8 +13,8 @@ import pytest
 import lagrangian_jax as lj
 from lagrangian_jax import config as configuration
 from lagrangian_jax import evaluate
+from lagrangian_jax.build import build_network
 from lagrangian_jax.signals import Interrupted
-from lagrangian_jax.train import build_network
 
 
 def _parsed(*arguments):
@@ -150,6 +150,13 @@ def test_autoattack_on_weights_from_pytorch_leaves_robustbenchs_entry(tiny, tmp_
     )
     assert results["network"]["width"] == 2
     assert "mean" not in results["network"]
+
+
+def test_an_evaluation_that_cannot_run_claims_no_work_directory(tmp_path, capfd):
+    arguments = ["--config=digits", "--weights=anywhere", f"--workdir={tmp_path / 'run'}"]
+    assert evaluate.main([*arguments, "--config.evaluation.batch_size=0"]) == 2
+    assert "evaluation.batch_size: expected 1 or more; got 0" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_bar_of_an_interrupted_attack_ends_its_line(monkeypatch, tmp_path, capsys):

@@ -15,13 +15,14 @@ import pytest
 
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, main, methods, parallel
+from lagrangian_jax.build import build_regularisation
 from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.losses import cross_entropy, soft_margin
 from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy
 from lagrangian_jax.methods.regularisation import Regularisation, perturbed, variation
 from lagrangian_jax.state import initial_state
 from lagrangian_jax.step import resident_steps, training_step
-from lagrangian_jax.train import build_regularisation, train
+from lagrangian_jax.train import train
 from lagrangian_jax.workdir import open_workdir
 
 RATE = 0.1

@@ -9,11 +9,12 @@ import pytest
 import lagrangian_jax as lj
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, methods, parallel
+from lagrangian_jax.build import build_optimizer, build_schedule
 from lagrangian_jax.models.forward import apply
 from lagrangian_jax.models.resnet import ResNet
 from lagrangian_jax.state import initial_state
 from lagrangian_jax.step import resident_steps, training_step
-from lagrangian_jax.train import batch_indices, build_optimizer, build_schedule
+from lagrangian_jax.train import batch_indices
 
 pytestmark = pytest.mark.slow
 

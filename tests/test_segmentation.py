@@ -9,11 +9,11 @@ import pytest
 import lagrangian_jax as lj
 from lagrangian_jax import config as configuration
 from lagrangian_jax import methods, parallel
+from lagrangian_jax.build import build_optimizer
 from lagrangian_jax.methods.segmentation import background_loss
 from lagrangian_jax.models.segmentation import SegmentationNetwork, foreground_probability, resize_corners
 from lagrangian_jax.state import initial_state
 from lagrangian_jax.step import resident_steps, training_step
-from lagrangian_jax.train import build_optimizer
 
 NETWORK = SegmentationNetwork(stages=(1, 1), num_classes=3, width=4)
 

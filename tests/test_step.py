@@ -15,12 +15,13 @@ import pytest
 import lagrangian_jax as lj
 from lagrangian_jax import config as configuration
 from lagrangian_jax import losses, methods, parallel
+from lagrangian_jax.build import build_optimizer, build_schedule
 from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy
 from lagrangian_jax.models.forward import bind
 from lagrangian_jax.models.resnet import ResNet
 from lagrangian_jax.state import initial_state
 from lagrangian_jax.step import resident_steps, streaming_step, training_step
-from lagrangian_jax.train import batch_indices, build_optimizer, build_schedule
+from lagrangian_jax.train import batch_indices
 
 
 def test_two_steps_match_the_released_code(golden):

@@ -18,6 +18,7 @@ import pytest
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, evaluate, main, models, parallel
 from lagrangian_jax import train as train_module
+from lagrangian_jax.build import check
 from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.config import NotFinite
 from lagrangian_jax.models.resnet import ResNet
@@ -25,7 +26,7 @@ from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.signals import Interrupted
 from lagrangian_jax.state import TrainState
 from lagrangian_jax.step import Metrics
-from lagrangian_jax.train import Window, check, train
+from lagrangian_jax.train import Window, train
 from lagrangian_jax.workdir import same_data
 
 TIMES = ("seconds", "images_per_second")
@@ -476,6 +477,7 @@ def test_wrong_usage_is_one_line(capfd, tmp_path, arguments, expected):
     [
         ("evaluation.suite=quik", "did you mean 'quick'?"),
         ("validation.attack=pgd_l3", "unknown attack 'pgd_l3'; did you mean 'pgd_l2'?"),
+        ("validation.attack=jpeg --config.data.image_size=24", "jpeg: images must be"),
         ("data.name=digit", "did you mean 'digits'?"),
         ("data.validation=99999", "validation"),
         ("train.steps=12", "train.steps: expected 0 to 10 batches of 128; got 12"),

@@ -16,6 +16,7 @@ from lagrangian_jax.analysis import (
     norms_and_confidence,
     rank_correlation,
 )
+from lagrangian_jax.build import build_network
 from lagrangian_jax.config import NotFinite
 from lagrangian_jax.evaluation import Row, files, runner, suites
 from lagrangian_jax.models.forward import apply
@@ -25,7 +26,6 @@ from lagrangian_jax.reproduce import paper
 from lagrangian_jax.reproduce.experiment import SHOWN, Outcome, Work, paired
 from lagrangian_jax.reproduce.networks import QUICK_STEPS, Network
 from lagrangian_jax.reproduce.workbench import Workbench
-from lagrangian_jax.train import build_network
 
 # ---- Table 3: the effective multiplier ----------------------------------------------------------
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lagrangian_jax import attacks, distances, methods
+from lagrangian_jax.build import build_method
 from lagrangian_jax.evaluation import Row
 from lagrangian_jax.evaluation.cost import Meter, marked
-from lagrangian_jax.train import build_method
 
 _SIZE, _CLASSES, _BATCH = 32, 10, 2
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lagrangian_jax import config as configuration
+from lagrangian_jax.build import batches_of_epoch, build_network
 from lagrangian_jax.evaluation import Row, suites
 from lagrangian_jax.models.forward import apply
 from lagrangian_jax.names import unknown
@@ -17,7 +18,6 @@ from lagrangian_jax.reproduce import cost, networks
 from lagrangian_jax.reproduce.experiment import SHOWN, Experiment
 from lagrangian_jax.reproduce.networks import Network
 from lagrangian_jax.reproduce.workbench import GRID_IMAGES, Workbench
-from lagrangian_jax.train import batches_of_epoch, build_network
 
 # Images of the data sets, training and test; a plan reads no data. ImageNet-100's are a tenth of ImageNet's, about.
 SIZES = {

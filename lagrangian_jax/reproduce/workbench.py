@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from lagrangian_jax import attacks, data, distances, evaluate, parallel
 from lagrangian_jax import config as configuration
 from lagrangian_jax.attacks import Attack
+from lagrangian_jax.build import build_network
 from lagrangian_jax.evaluation import Result, Row, files, runner, suites
 from lagrangian_jax.evaluation.result import plain
 from lagrangian_jax.interop import load as load_weights
@@ -23,7 +24,6 @@ from lagrangian_jax.main import train_and_keep
 from lagrangian_jax.models.forward import apply
 from lagrangian_jax.reproduce import networks
 from lagrangian_jax.reproduce.networks import QUICK_STEPS, Network
-from lagrangian_jax.train import build_network
 from lagrangian_jax.workdir import open_workdir, write_whole
 
 GRID_IMAGES = 1000  # training images to choose step sizes on, where the configuration holds none out for validation

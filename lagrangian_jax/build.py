@@ -1,0 +1,197 @@
+"""What a configuration stands for: its network, method, optimizer, schedule and validation; and whether it can run."""
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from ml_collections import ConfigDict
+
+from lagrangian_jax import attacks, data, methods, models, parallel
+from lagrangian_jax.attacks.ranges import number
+from lagrangian_jax.methods.regularisation import Regularisation
+from lagrangian_jax.names import unknown
+
+# For each field the least value, and what it stays below: of an evaluation, and of a training besides.
+_EVALUATION: dict[str, tuple[int, float]] = {
+    "seed": (0, 2**32),
+    "data.image_size": (1, math.inf),
+    "data.workers": (0, math.inf),
+    "evaluation.batch_size": (1, math.inf),
+    "evaluation.examples": (0, math.inf),
+}
+_TRAINING: dict[str, tuple[int, float]] = {
+    "train.epochs": (1, math.inf),
+    "train.clean_epochs": (0, math.inf),
+    "train.average": (0, 1),
+    "train.steps_per_call": (0, math.inf),
+    "train.log_steps": (1, math.inf),
+    "train.checkpoint_steps": (0, math.inf),
+    "optimizer.learning_rate": (0, math.inf),
+    "optimizer.momentum": (0, 1),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.factor": (0, math.inf),
+    "optimizer.warmup": (0, math.inf),
+}
+
+
+def check_evaluation(config: ConfigDict, dataset: data.Dataset) -> None:
+    """Raises ValueError where a network of this configuration cannot be evaluated on these images.
+
+    Writes nothing, so that it can come before a work directory is claimed.
+    """
+    _check_ranges(config, _EVALUATION)
+    _check_dataset(dataset, config.data.image_size)
+    build_network(config, len(dataset.classes))
+
+
+def check(config: ConfigDict, dataset: data.Dataset) -> None:
+    """Raises ValueError or OSError where the values of a configuration cannot be run on these images.
+
+    Writes nothing, so that it can come before a work directory is claimed.
+    """
+    _check_ranges(config, _EVALUATION | _TRAINING)
+    milestones = config.optimizer.milestones
+    if not all(number(epoch) and epoch >= 0 for epoch in milestones):
+        raise ValueError(f"optimizer.milestones: expected epochs, 0 or more; got {milestones!r}")
+    chosen = config.evaluation.checkpoint
+    if chosen not in ("last", "best"):
+        raise ValueError(f"evaluation.checkpoint: expected 'last' or 'best'; got {chosen!r}")
+    if chosen == "best" and not (config.data.validation and config.train.epochs > config.train.clean_epochs):
+        raise ValueError("evaluation.checkpoint: 'best' needs data.validation > 0 and an epoch after the clean ones")
+    names = config.network.name, config.method.name
+    if "segmentation" in names and len(set(names)) > 1:
+        raise ValueError(f"network {names[0]!r}, method {names[1]!r}: 'segmentation' is trained by its method alone")
+    check_evaluation(config, dataset)
+    steps_per_epoch = batches_of_epoch(config, len(dataset.train.labels), parallel.mesh().size)
+    build_method(config)
+    build_regularisation(config)
+    build_optimizer(config, build_schedule(config, steps_per_epoch))
+    attack = build_validation_attack(config)
+    if config.data.validation:  # an attack that cannot take the images would stop the run after its first epoch
+        size, classes = config.data.image_size, len(dataset.classes)
+        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        label = jax.ShapeDtypeStruct((1,), jnp.int32)
+        jax.eval_shape(lambda key, *batch: attack(key, _no_network(classes), *batch), jax.random.key(0), image, label)
+
+
+def _no_network(classes: int) -> Callable[[Array], Array]:
+    """Logits of the right shape, of which an attack can have gradients."""
+    return lambda images: jnp.sum(images, axis=(1, 2, 3))[:, None] * jnp.arange(classes)
+
+
+def _check_ranges(config: ConfigDict, ranges: Mapping[str, tuple[int, float]]) -> None:
+    for field, (least, limit) in ranges.items():
+        value = operator.attrgetter(field)(config)
+        if not least <= value < limit:
+            below = f", below {limit}" if limit < math.inf else ""
+            raise ValueError(f"{field}: expected {least} or more{below}; got {value!r}")
+
+
+def _check_dataset(dataset: data.Dataset, image_size: int) -> None:
+    """Raises ValueError where images in memory are not what networks take, or labels are of no class."""
+    wanted, last = (image_size, image_size, 3), len(dataset.classes) - 1
+    for name in ("train", "validation", "test"):
+        split = getattr(dataset, name)
+        if isinstance(split, data.Split) and (split.images.dtype != np.uint8 or split.images.shape[1:] != wanted):
+            raise ValueError(
+                f"{name} images of {dataset.name}: expected uint8 (N, {image_size}, {image_size}, 3), by "
+                f"data.image_size; got {split.images.dtype} {split.images.shape}"
+            )
+        if len(split.labels) and not 0 <= split.labels.min() <= split.labels.max() <= last:
+            found = f"{split.labels.min()} to {split.labels.max()}"
+            raise ValueError(f"{name} labels of {dataset.name}: expected 0 to {last}, one a class; got {found}")
+
+
+def build_network(config: ConfigDict, num_classes: int) -> nn.Module:
+    """The network of a configuration."""
+    precisions = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    if config.precision not in precisions:
+        raise ValueError(f"precision: expected {' or '.join(precisions)}; got {config.precision!r}")
+    options = {name: value for name, value in config.network.items() if name != "name"}
+    return models.create(config.network.name, num_classes=num_classes, dtype=precisions[config.precision], **options)
+
+
+def build_method(config: ConfigDict) -> methods.Method:
+    """The training method of a configuration."""
+    return methods.create(config.method.name, **{k: v for k, v in config.method.items() if k != "name"})
+
+
+def build_regularisation(config: ConfigDict) -> Regularisation:
+    """What a configuration adds to the method's loss."""
+    regularisation = Regularisation(**config.regularisation).checked()
+    if regularisation.variation and config.method.name == "standard":
+        raise ValueError("regularisation.variation: expected 0 with the method 'standard', which crafts no images")
+    return regularisation
+
+
+def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """PyTorch's SGD: decay on every parameter, then momentum, then the learning rate.
+
+    ``optimizer.relative_rates``, where a configuration has it, multiplies the rates of submodules by name.
+    """
+    optimizer = config.optimizer
+    steps = [
+        optax.add_decayed_weights(optimizer.weight_decay),
+        optax.sgd(schedule, optimizer.momentum, optimizer.nesterov),
+    ]
+    rates = optimizer.get("relative_rates", {})
+    if rates:
+        steps.append(optax.stateless(lambda updates, params: scale_submodules(updates, rates)))
+    return optax.chain(*steps)
+
+
+def scale_submodules(updates: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, Any]:
+    """Updates of a network's parameters, those of each named submodule times its rate.
+
+    >>> scale_submodules({"stem": 2.0, "head": {"kernel": 2.0}}, {"head": 0.1})
+    {'stem': 2.0, 'head': {'kernel': 0.2}}
+    """
+    for name in rates:
+        if name not in updates:
+            raise unknown("submodule in optimizer.relative_rates:", name, updates)
+    return {name: optax.tree.scale(rates.get(name, 1.0), tree) for name, tree in updates.items()}
+
+
+def build_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate as a function of the step."""
+    optimizer = config.optimizer
+    rate, total = optimizer.learning_rate, config.train.epochs * steps_per_epoch
+    if optimizer.schedule == "step":
+        # A drop applies from the first step of its epoch.
+        drops = {int(epoch * steps_per_epoch): optimizer.factor for epoch in optimizer.milestones}
+        base = optax.piecewise_constant_schedule(rate, drops)
+    elif optimizer.schedule == "cosine":
+        base = optax.cosine_decay_schedule(rate, total)
+    elif optimizer.schedule == "linear":
+        base = optax.linear_schedule(rate, 0.0, total)
+    else:
+        raise ValueError(f"optimizer.schedule: expected step, cosine or linear; got {optimizer.schedule!r}")
+    warmup = optimizer.warmup * steps_per_epoch
+    return lambda step: base(step) * (jnp.minimum(1.0, (step + 1) / warmup) if warmup else 1.0)
+
+
+def batches_of_epoch(config: ConfigDict, examples: int, devices: int = 1) -> int:
+    """Of an epoch over so many training images; raises ValueError where the batch does not suit them or the devices."""
+    batch_size, steps = config.train.batch_size, config.train.steps
+    if not 0 < batch_size <= examples or batch_size % devices:
+        raise ValueError(
+            f"train.batch_size: expected a multiple of the {devices} devices and at most the {examples} training "
+            f"images; got {batch_size}"
+        )
+    whole = examples // batch_size
+    if not 0 <= steps <= whole:
+        raise ValueError(f"train.steps: expected 0 to {whole} batches of {batch_size}; got {steps}")
+    return steps or whole
+
+
+def build_validation_attack(config: ConfigDict) -> attacks.Attack:
+    """The attack of a configuration that the held-out images are attacked with."""
+    options = dict(config.validation.items())
+    return attacks.create(options.pop("attack"), **options)
