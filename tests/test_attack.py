@@ -1,5 +1,6 @@
 """`create`, `Attack` and `execute`: errors, keys, survivors, batches, restarts."""
 
+import inspect
 import re
 
 import jax
@@ -92,12 +93,26 @@ class TestCreate:
             ("deepfool", "overshoot", -0.1, "a number, 0 or larger"),
             ("deepfool", "classes", 1, "an integer, 2 or larger"),
             ("augmented_lagrangian", "distance", "l2", "a distance"),
+            ("gaussian_blur", "kernel_size", 4, "an odd integer, 1 or larger"),
+            ("msd", "coordinates", (20, 5), "the smallest and the largest, 1 or larger"),
+            ("recolor", "resolution", (16, 32), "three integers, 2 or larger"),
+            ("recolor", "resolution", (16, 32, 1), "three integers, 2 or larger"),
         ],
     )
     def test_values_out_of_range(self, name, parameter, value, expected):
         message = re.escape(f"attack {name!r}: {parameter} must be {expected}") + ".*; got " + re.escape(repr(value))
         with pytest.raises(ValueError, match=message):
             lj.attacks.create(name, **{parameter: value})
+
+    @pytest.mark.parametrize("name", lj.attacks.names())
+    def test_every_parameter_is_checked(self, name):
+        function = lj.attacks.ATTACKS.get(name) or lj.attacks.STAGED[name]
+        parameters = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        given = {"distance": len} if "distance" in parameters else {}
+        for parameter in parameters:
+            for value in ("x", float("nan"), [3]):
+                with pytest.raises(ValueError, match=f"^attack '{name}': {parameter} must be .*; got "):
+                    lj.attacks.create(name, **given | {parameter: value})
 
     @pytest.mark.parametrize(("name", "others"), [("pgd_l2", {}), ("autoattack", {"norm": "l2"}), ("fog", {})])
     def test_other_bounds_than_those_of_linf_may_be_large(self, name, others):

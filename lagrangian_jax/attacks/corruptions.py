@@ -57,10 +57,6 @@ def gaussian_blur(
 
     Source: Lagrangian_Unseen `eval_model.py`.
     """
-    if kernel_size % 2 != 1 or kernel_size < 1:
-        raise ValueError(f"gaussian_blur: kernel_size must be odd and positive, got {kernel_size}")
-    if padding not in ("zero", "reflect"):
-        raise ValueError(f"gaussian_blur: padding must be 'zero' or 'reflect', got {padding!r}")
     half = kernel_size // 2
     weights = np.exp(-np.square(np.arange(-half, half + 1)) / (2 * sigma**2))
     taps = jnp.asarray(weights / weights.sum(), images.dtype)

@@ -76,8 +76,6 @@ def elastic(
 
 
 def _check_kernel(kernel_size: int, height: int, width: int) -> None:
-    if kernel_size % 2 != 1 or kernel_size < 1:
-        raise ValueError(f"elastic: kernel_size must be odd and positive, got {kernel_size}")
     if kernel_size // 2 >= min(height, width):
         raise ValueError(
             f"elastic: kernel_size must be below twice the image's side (its padding reflects the image), "

@@ -1,7 +1,7 @@
 """What each parameter of an attack or of a training method may be, by its name."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,10 @@ def number(value: Any) -> bool:
 def integer(value: Any) -> bool:
     """Whether it is an integer, and not a truth value."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _integers(value: Any, count: int, least: int) -> bool:
+    return isinstance(value, Sequence) and len(value) == count and all(integer(v) and v >= least for v in value)
 
 
 # Pixels are in [0, 1], so that a larger bound in linf is 8 where 8/255 is meant.
@@ -61,7 +65,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "multiplier": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
     "decay": (lambda v: number(v) and v > 0, "a positive number"),
     "init_std": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
-    "random_start": (lambda v: isinstance(v, (bool, np.bool_)), "True or False"),
     "overshoot": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
     "classes": (lambda v: integer(v) and v >= 2, "an integer, 2 or larger"),
     "smoothing": (lambda v: number(v) and 0 < v < 1, "a number between 0 and 1"),
@@ -72,6 +75,23 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{f"bound_{norm}": (lambda v: number(v) and v >= 0, "a number, 0 or larger") for norm in ("l2", "l1")},
     **{f"step_size_{norm}": (lambda v: number(v) and v > 0, "a positive number") for norm in ("linf", "l2", "l1")},
     "distance": (callable, "a distance, e.g. lagrangian_jax.distances.create('lpips_alexnet_cifar')"),
+    "momentum": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "alpha_max": (lambda v: number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "eta": (lambda v: number(v) and v > 0, "a positive number"),
+    "beta": (lambda v: number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "rate_decay": (lambda v: number(v) and 0 < v <= 1, "a number over 0, up to 1"),
+    "penalty": (lambda v: number(v) and v > 0, "a positive number"),
+    "penalty_growth": (lambda v: number(v) and v >= 1, "a number, 1 or larger"),
+    "improvement": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "tolerance": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "kernel_size": (lambda v: integer(v) and v >= 1 and v % 2 == 1, "an odd integer, 1 or larger"),
+    "padding": (lambda v: v in ("zero", "reflect"), "'zero' or 'reflect'"),
+    "coordinates": (lambda v: _integers(v, 2, least=1) and v[0] <= v[1], "the smallest and the largest, 1 or larger"),
+    "resolution": (lambda v: _integers(v, 3, least=2), "three integers, 2 or larger"),
+    **{
+        switch: (lambda v: isinstance(v, (bool, np.bool_)), "True or False")
+        for switch in ("random_start", "abort_early", "align_corners", "batch_normalise", "clip")
+    },
     "kappa": (lambda v: isinstance(v, (int, float)) and not math.isnan(v), "a number"),
 }
 

@@ -170,4 +170,8 @@ def rows(suite: str | Sequence[Row]) -> tuple[Row, ...]:
     repeated = sorted({row.name for row in given if sum(other.name == row.name for other in given) > 1})
     if repeated:
         raise ValueError(f"suite: every row needs a name of its own; repeated: {', '.join(repeated)}")
+    columns = [row.column for row in given if row.column]
+    shared = sorted({column for column in columns if columns.count(column) > 1})
+    if shared:
+        raise ValueError(f"suite: a column is of one row, which enters the means; repeated: {', '.join(shared)}")
     return given
