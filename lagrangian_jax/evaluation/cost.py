@@ -98,7 +98,9 @@ class Meter:
                 outputs = list(_bind(equation, given))
             values |= dict(zip(equation.outvars, outputs, strict=True))
         results = [atom.val if isinstance(atom, Literal) else values[atom] for atom in program.jaxpr.outvars]
-        return jax.tree.unflatten(jax.tree.structure(shapes), results), jnp.array(trips, jnp.int32)
+        # JAX 0.11 hands `shard_map` an empty constant from outside, on which XLA crashes; zeros are made inside.
+        counts = jnp.stack(trips) if trips else jnp.zeros(0, jnp.int32)
+        return jax.tree.unflatten(jax.tree.structure(shapes), results), counts
 
     def cost(self, trips: Any, logits: int, pixels: int) -> Cost:
         """What a call has cost.
