@@ -1,0 +1,187 @@
+"""The doors: the whole program, and what wrong usage ends in."""
+
+import functools
+import json
+import os
+import pathlib
+import signal
+
+import numpy as np
+import pytest
+
+from lagrangian_jax import config as configuration
+from lagrangian_jax import evaluate, main, models
+from lagrangian_jax.models.resnet import ResNet
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_network():
+    """A network that compiles fast, under a name of its own."""
+    models.MODELS["tiny"] = functools.partial(ResNet, stages=(1,), width=4)
+    yield
+    del models.MODELS["tiny"]
+
+
+def _main(capfd, *arguments):
+    code = main.main(list(arguments))
+    return code, capfd.readouterr().err
+
+
+def test_whole_program(tmp_path, capfd):
+    """Training, evaluation and report; then the same command again, and another configuration in its place."""
+    fields = ["--config.network.name=tiny", "--config.train.steps=2", "--config.evaluation.examples=8"]
+    arguments = ["--config=digits:standard,smoke", *fields, f"--workdir={tmp_path / 'run'}"]
+    assert main.main(arguments) == 0
+    table = capfd.readouterr().out
+    assert "none" in table.lower() or "clean" in table.lower()
+    files = ["config.json", "results.json", "report.html", "report.md", "metrics.jsonl", "weights.safetensors"]
+    for name in (*files, "evaluation", "checkpoints", "figures", "tensorboard"):
+        assert (tmp_path / "run" / name).exists(), name
+    rows = np.load(tmp_path / "run" / "evaluation" / "none.npz")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    clean = next(attack for attack in results["attacks"] if attack["name"] == "none")
+    assert clean["correct"] == rows["correct"].sum()
+    assert clean["total"] == 8
+    # What was spent on it, and how, can be told from the results alone; where the data lay is left out.
+    made_with = json.loads((tmp_path / "run" / "config.json").read_text())
+    for section in ("method", "train", "optimizer", "augmentation", "regularisation", "validation"):
+        assert results["configuration"][section] == made_with[section]
+    assert results["configuration"]["method"] == {"name": "standard"}
+    assert results["configuration"]["train"]["batch_size"] * results["training"]["steps"] == 128 * 2 * 2
+    assert made_with["data"].keys() - results["configuration"]["data"].keys() == {"dir", "workers"}
+
+    # The other door, on the weights that the run left: the same rows.
+    again = [*arguments[:-1], f"--weights={tmp_path / 'run'}", f"--workdir={tmp_path / 'again'}"]
+    assert evaluate.main(again) == 0
+    capfd.readouterr()
+    for row in (tmp_path / "run" / "evaluation").glob("*.npz"):
+        one, other = np.load(row), np.load(tmp_path / "again" / "evaluation" / row.name)
+        for column in ("index", "label", "prediction", "correct", "l2", "linf"):
+            np.testing.assert_array_equal(one[column], other[column])
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["configuration"] is None
+    assert evaluate.main([*again, "--suite=quik"]) == 2
+    assert "did you mean 'quick'?" in capfd.readouterr().err
+    assert evaluate.main([*arguments[:-1], f"--weights={tmp_path / 'none'}", f"--workdir={tmp_path / 'third'}"]) == 1
+    assert "no such file" in capfd.readouterr().err
+
+    arguments = [*arguments[:-1], f"--workdir={tmp_path / 'run'}"]
+    before = (tmp_path / "run" / "config.json").read_text()
+    code, error = _main(capfd, *arguments, "--config.seed=5")
+    assert code == 1
+    assert "belongs to another configuration: seed: 0 there, 5 here" in error
+    assert "Traceback" not in error
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config=digits", "--config.trian.epochs=1"], "unknown field in config: 'trian'; did you mean 'train'?"),
+        (
+            ["--config=digits", "--config.train.epoch=1"],
+            "unknown field in config.train: 'epoch'; did you mean 'epochs'?",
+        ),
+        (["--config=digits", "--config.train.epochs=many"], "config.train.epochs: expected int, like 8; got 'many'"),
+        (["--config=digits", "--config.train=1"], "config.train is a group"),
+        (["--config=digits:lagrangain"], "unknown method or preset 'lagrangain'; did you mean 'lagrangian'?"),
+        (["--config=digit"], "unknown configuration 'digit'; did you mean 'digits'?"),
+        (["--config=configs/digit.py"], "unknown configuration 'configs/digit.py'; did you mean 'digits'?"),
+        (["--config=nowhere/config.py"], "unknown configuration 'nowhere/config.py'"),
+        (["--confg=digits"], "unknown argument '--confg=digits'"),
+        (["--config.method.step_size=1/0"], "config.method.step_size: expected float, like 0.15; got '1/0'"),
+        ([f"--config={pathlib.Path(__file__).parents[1] / 'pyproject.toml'}"], "toml: expected a Python file"),
+        (["--config.network.name=resnet19"], "unknown network 'resnet19'; did you mean 'resnet18'?"),
+    ],
+)
+def test_wrong_usage_is_one_line(capfd, tmp_path, arguments, expected):
+    code, error = _main(capfd, *arguments, f"--workdir={tmp_path / 'run'}")
+    assert code == 2
+    assert expected in error
+    assert error.startswith("error: ")
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("evaluation.suite=quik", "did you mean 'quick'?"),
+        ("validation.attack=pgd_l3", "unknown attack 'pgd_l3'; did you mean 'pgd_l2'?"),
+        ("validation.attack=jpeg --config.data.image_size=24", "jpeg: images must be"),
+        ("data.name=digit", "did you mean 'digits'?"),
+        ("data.validation=99999", "validation"),
+        ("train.steps=12", "train.steps: expected 0 to 10 batches of 128; got 12"),
+        ("evaluation.checkpoint=bets", "evaluation.checkpoint: expected 'last' or 'best'; got 'bets'"),
+        ("train.clean_epochs=2 --config.evaluation.checkpoint=best", "'best' needs data.validation > 0 and an epoch"),
+        ("precision=float16", "precision: expected float32 or bfloat16; got 'float16'"),
+        ("train.batch_size=99999", "train.batch_size: expected a multiple of the 1 devices"),
+    ],
+)
+def test_wrong_values_are_one_line(capfd, tmp_path, field, expected):
+    fields = f"--config.{field}".split()
+    code, error = _main(capfd, "--config=digits:smoke", *fields, f"--workdir={tmp_path / 'run'}")
+    assert code == (1 if field.startswith("data.") else 2)  # data may be there at the next try
+    assert expected in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_unwritable_work_directory(capfd, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, error = _main(capfd, "--config=digits:smoke", f"--workdir={tmp_path / 'file' / 'run'}")
+    assert code == 1
+    assert "cannot write to the work directory" in error
+
+
+def test_missing_data_set_says_where_and_how(capfd, tmp_path):
+    code, error = _main(
+        capfd, "--config=cifar10:smoke", f"--config.data.dir={tmp_path}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert code == 1
+    assert str(tmp_path) in error
+    assert "lagrangian_jax.data.prepare" in error
+
+
+def test_torn_settings_of_a_work_directory(capfd, tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 0, ')
+    code, error = _main(capfd, "--config=digits:smoke", f"--workdir={tmp_path}")
+    assert code == 1
+    assert "config.json is damaged" in error
+    assert (tmp_path / "config.json").read_text() == '{"seed": 0, '
+
+
+def test_determinism_is_set_before_jax_starts(monkeypatch):
+    """In the flags that XLA reads when it starts, beside those that are there; once."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_mine=1")
+    config = configuration.load("digits")
+    configuration.prepare_jax(config)
+    assert "deterministic" not in os.environ["XLA_FLAGS"]
+    configuration.set_field(config, "deterministic", "true")
+    for _ in range(2):
+        configuration.prepare_jax(config)
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags[0] == "--xla_mine=1"
+    assert flags.count("--xla_gpu_deterministic_ops=true") == 1
+    assert flags.count(f"--xla_cpu_experimental_ynn_fusion_type={configuration.YNN}") == 1
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
+    configuration.prepare_jax(config)
+    assert "REDUCE" not in os.environ["XLA_FLAGS"]
+
+
+def test_sigterm_outside_of_the_loops(capfd):
+    """While data is read, say: nothing is lost, and a scheduler is to run it again."""
+    before = signal.getsignal(signal.SIGTERM)
+    assert configuration.guarded(lambda: os.kill(os.getpid(), signal.SIGTERM)) == os.EX_TEMPFAIL == 75
+    assert "the same command goes on" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_work_directory_in_use(capfd, tmp_path):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, error = _main(capfd, "--config=digits:smoke", f"--workdir={tmp_path / 'run'}")
+    assert code == 1
+    assert "in use by another process" in error
