@@ -353,6 +353,15 @@ def test_another_evaluation_is_not_overwritten(examples, tmp_path, change, words
     assert path.read_bytes() == before
 
 
+def test_an_array_closed_over_beside_the_variables_is_part_of_the_network(examples, tmp_path):
+    weights, images, labels = examples
+    for scale in (np.ones(5, np.float32), np.full(5, 2, np.float32)):
+        given = dict(variables=weights, suite=[ROWS[0]], key=3, workdir=tmp_path / str(scale[0]))
+        evaluate(lambda v, x, scale=scale: network(v, x) * scale, images, labels, **given)
+    with pytest.raises(ValueError, match=r"belongs to another evaluation: constants is .* there"):
+        evaluate(lambda v, x: network(v, x) * np.ones(5, np.float32), images, labels, **given)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
 def test_a_damaged_file_is_told_and_done_again(examples, reference, tmp_path, damage):
     run(examples, [ROWS[2]], workdir=tmp_path)

@@ -120,7 +120,7 @@ def run(
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "examples": examples.count,
         "data": examples.digest(),
-        "network": _weights_digest(network, weights, examples),
+        **_network_digests(logits_fn, weights, examples),
     }
     programs = Programs(logits_fn, weights, mesh, examples.classes, jax.random.key_impl(key))
     batch = _batch(batch_size, examples, mesh)
@@ -229,10 +229,12 @@ def configured(row: Row, given: Mapping[str, Any]) -> Attack:
     return attacks.create(row.attack, **parameters)
 
 
-def _weights_digest(network: Callable[[Array], Array], weights: tuple[Any, ...], examples: Examples) -> str:
-    """A hash of what the network computes with: its variables, or the arrays that it closes over."""
+def _network_digests(logits_fn: Callable[..., Array], weights: tuple[Any, ...], examples: Examples) -> dict[str, str]:
+    """Hashes of what the network computes with: its variables, and the arrays that it closes over beside or for them."""
     image = jax.ShapeDtypeStruct((1, *examples.images.shape[1:]), jnp.float32)
-    return files.digest(*(jax.tree.leaves(weights) or files.closure(network, image)))
+    leaves, closed_over = jax.tree.leaves(weights), files.closure(logits_fn, *weights, image)
+    constants = {"constants": files.digest(*closed_over)} if leaves and closed_over else {}
+    return {"network": files.digest(*(leaves or closed_over)), **constants}
 
 
 def _distance_digest(attack: Attack, examples: Examples) -> dict[str, str]:
