@@ -230,7 +230,7 @@ def configured(row: Row, given: Mapping[str, Any]) -> Attack:
 
 
 def _network_digests(logits_fn: Callable[..., Array], weights: tuple[Any, ...], examples: Examples) -> dict[str, str]:
-    """Hashes of what the network computes with: its variables, and the arrays that it closes over beside or for them."""
+    """Hashes of what the network computes with: its variables, and what it closes over beside or instead of them."""
     image = jax.ShapeDtypeStruct((1, *examples.images.shape[1:]), jnp.float32)
     leaves, closed_over = jax.tree.leaves(weights), files.closure(logits_fn, *weights, image)
     constants = {"constants": files.digest(*closed_over)} if leaves and closed_over else {}
