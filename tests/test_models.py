@@ -70,6 +70,15 @@ def test_what_training_asks_of_a_network(family):
     assert jax.eval_shape(network.clone(dtype=jnp.bfloat16).apply, variables, images).dtype == jnp.float32
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_under_bfloat16_are_those_of_float32(family):
+    """With JAX 0.11 the compiled networks gave NaN on a CPU."""
+    network, images = FAMILIES[family], np.random.default_rng(0).random((4, 16, 16, 3), np.float32)
+    variables = network.init(jax.random.key(0), images)
+    expected, found = (jax.jit(network.clone(dtype=d).apply)(variables, images) for d in (jnp.float32, jnp.bfloat16))
+    np.testing.assert_allclose(found, expected, atol=0.03 * float(jnp.std(expected)))
+
+
 def test_normalisation_sits_inside():
     mean, std = np.array([0.5, 0.4, 0.3], np.float32), np.array([0.2, 0.3, 0.4], np.float32)
     network, images = FAMILIES["option_a"], np.random.default_rng(0).random((4, 8, 8, 3), np.float32)

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax import Array
+
+from lagrangian_jax.models.layers import mean_over_positions
 
 STATISTICS = ("train", "batch", "eval")
 
@@ -37,7 +38,7 @@ def bind(
     options: dict[str, Any] = {"features": True} if features else {}
 
     def wanted(output):
-        return jnp.mean(output[1][-1].astype(jnp.float32), axis=(1, 2)) if features else output
+        return mean_over_positions(output[1][-1]) if features else output
 
     def forward(images, batch_stats):
         variables = {"params": params, "batch_stats": batch_stats}

@@ -209,6 +209,13 @@ class BatchNorm(nn.Module):
         return mean, var
 
 
+def mean_over_positions(x: Array) -> Array:
+    """Average pooling of a whole map, (B, H, W, C) -> (B, C) float32."""
+    # XLA's CPU compiler draws the block before into the sum, and in bfloat16 gives NaN then (JAX 0.11).
+    x = x if x.dtype == jnp.float32 else lax.optimization_barrier(x)
+    return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+
+
 def normalise(images: Array, mean: Sequence[float] | None, std: Sequence[float] | None) -> Array:
     """(images - mean) / std a channel; the identity where both are None."""
     if mean is not None:

@@ -15,6 +15,7 @@ from lagrangian_jax.models.layers import (
     BatchNorm,
     Conv,
     activation,
+    mean_over_positions,
     normalise,
     same_padding,
     torch_bias_uniform,
@@ -116,7 +117,7 @@ class PreActResNet(nn.Module):
         if self.final_norm or deepmind:
             norm = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="batchnorm" if deepmind else "bn")
             x = activation(self.activation)(norm(x, train))
-        pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        pooled = mean_over_positions(x)
         bias_init = torch_bias_uniform(pooled.shape[-1])
         name = "logits" if deepmind else "linear"
         logits = nn.Dense(self.num_classes, kernel_init=torch_uniform, bias_init=bias_init, name=name)(pooled)

@@ -15,6 +15,7 @@ from lagrangian_jax.models.layers import (
     Conv,
     kaiming_fan_in,
     kaiming_fan_out,
+    mean_over_positions,
     normalise,
     torch_bias_uniform,
     torch_uniform,
@@ -136,7 +137,7 @@ class ResNet(nn.Module):
                     name=f"layer{stage + 1}_{index}",
                 )(x, train)
             outputs.append(x)
-        pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        pooled = mean_over_positions(x)
         logits = nn.Dense(
             self.num_classes,
             kernel_init=kaiming_fan_in if pad else torch_uniform,

@@ -16,6 +16,7 @@ from lagrangian_jax.models.layers import (
     Conv,
     activation,
     kaiming_fan_out,
+    mean_over_positions,
     normalise,
     same_padding,
     torch_bias_uniform,
@@ -148,7 +149,7 @@ class WideResNet(nn.Module):
             x = WideGroup(blocks, 2 if group else 1, block, name=name)(x, train)
             outputs.append(x)
         x = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=names.final_norm)(x, train)
-        pooled = jnp.mean(activation(self.activation)(x).astype(jnp.float32), axis=(1, 2))
+        pooled = mean_over_positions(activation(self.activation)(x))
         bias_init = torch_bias_uniform(pooled.shape[-1]) if deepmind else nn.initializers.zeros
         logits = nn.Dense(self.num_classes, kernel_init=torch_uniform, bias_init=bias_init, name=names.head)(pooled)
         return (logits, outputs) if features else logits
