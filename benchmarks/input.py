@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
 
 def show(result: dict[str, Any]) -> None:
     seconds = result["step_seconds"]
-    print(f"{result['config']}, batch {result['batch_size']}, {result['device']}")
+    print(f"{result['config']}, batch {result['batch_size']}")
     print(f"{seconds['fed']:.4f} s a step as fed, {seconds['resident']:.4f} on data there, ratio {result['ratio']:.3f}")
     print(f"{100 * result['waiting']:.1f} % of the time the host waited for a batch")
 
