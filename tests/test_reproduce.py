@@ -402,6 +402,13 @@ def test_network_elsewhere_is_used_and_another_configuration_is_not(quick, tmp_p
     assert message.count("\n") == 1
 
 
+def test_results_of_a_work_directory_elsewhere_stay(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    bench = Workbench(tmp_path / "paper", used={"cifar10-lagrangian": tmp_path})
+    bench.report(Trained(None, tmp_path, None, None, None), None)
+    assert (tmp_path / "results.json").read_text() == "{}"
+
+
 def test_missing_data_is_one_line(tmp_path, capsys):
     arguments = ["table2", f"--workdir={tmp_path / 'out'}", f"--imagenet100.data.dir={tmp_path}"]
     assert door.main(arguments) == 1

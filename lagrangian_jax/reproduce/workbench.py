@@ -256,9 +256,14 @@ class Workbench:
         return arrays
 
     def report(self, found: Trained, result: Result) -> None:
-        """Writes a network's own ``results.json`` and report, as its training's door does."""
+        """Writes a network's own ``results.json`` and report, as its training's door does.
+
+        A work directory elsewhere keeps those that it has.
+        """
         from lagrangian_jax import report
 
+        if found.workdir in self.used.values() and (found.workdir / "results.json").is_file():
+            return
         results = evaluate.to_json(result, found.config, found.dataset, found.summary)
         write_whole(found.workdir / "results.json", json.dumps(results, indent=2) + "\n")
         report.write(found.workdir)
