@@ -117,7 +117,9 @@ def self_lpips(*, features_fn: Callable[[Array], Sequence[Array]] | None = None)
 
     Args:
       features_fn: images (B, H, W, C) to a list of feature maps (B, h, w, c), for instance
-        ``lambda images: network.apply(variables, images, train=False, features=True)[1]``. Required.
+        ``lambda images: network.apply(variables, images, train=False, features=True)[1]``. Required. A GPU or TPU
+        rounds what it multiplies, too coarsely for the differences that `ppgd` takes: there let it compute inside
+        ``with jax.default_matmul_precision("highest")``.
     """
     if not callable(features_fn):
         raise ValueError(

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SSIMDistance:
         rows, columns = self._weights(images_a.shape[1]), self._weights(images_a.shape[2])
 
         def local_mean(x):
-            return jnp.einsum("ph,bhwc,qw->bpqc", rows, x, columns)
+            return jnp.einsum("ph,bhwc,qw->bpqc", rows, x, columns, precision=lax.Precision.HIGHEST)
 
         # Around 1/2, so that variances, differences of second moments, keep their digits in float32.
         a, b = images_a - 0.5, images_b - 0.5

@@ -10,9 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
-from lagrangian_jax.models.layers import Conv, normalise, torch_bias_uniform, torch_uniform
+from lagrangian_jax.models.layers import Conv, Dense, normalise, torch_bias_uniform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,7 +32,8 @@ class AlexNet(nn.Module):
       stem: "cifar" (3x3 stride 2, 2x2 pooling; perceptual-advex's) or "imagenet" (11x11 stride 4, 3x3 pooling;
         torchvision's).
       mean, std: normalisation of the input a channel, or None; ImageNet's, also for CIFAR, as in perceptual-advex.
-      dtype: precision of convolutions and matrix products; parameters and logits are float32.
+      dtype: precision of convolutions and matrix products; parameters and logits are float32. In float32 their products
+        have all digits on any device, unlike those of other networks: LPIPS compares images that hardly differ.
     """
 
     num_classes: int = 10
@@ -46,7 +47,7 @@ class AlexNet(nn.Module):
         if self.stem not in ("cifar", "imagenet"):
             raise ValueError(f"stem must be 'cifar' or 'imagenet'; got {self.stem!r}")
         width = self.width
-        conv = functools.partial(Conv, use_bias=True, dtype=self.dtype)
+        conv = functools.partial(Conv, use_bias=True, dtype=self.dtype, precision=lax.Precision.HIGHEST)
         if self.stem == "imagenet":
             self.features_0 = conv(width, 11, stride=4, padding=2)
             self.features_3 = conv(3 * width, 5, padding=2)
@@ -102,7 +103,7 @@ class AlexNet(nn.Module):
 
     def _dense(self, features: int, x: Array, name: str) -> Array:
         bias_init = torch_bias_uniform(x.shape[-1])
-        return nn.Dense(features, kernel_init=torch_uniform, bias_init=bias_init, dtype=self.dtype, name=name)(x)
+        return Dense(features, bias_init=bias_init, dtype=self.dtype, name=name)(x)
 
 
 def adaptive_average_pool(x: Array, size: int) -> Array:
@@ -116,4 +117,5 @@ def adaptive_average_pool(x: Array, size: int) -> Array:
         inside = (np.arange(length) >= start[:, None]) & (np.arange(length) < stop[:, None])
         return jnp.asarray(inside / inside.sum(1, keepdims=True), x.dtype)
 
-    return jnp.einsum("ph,bhwc,qw->bpqc", windows(x.shape[1]), x, windows(x.shape[2]))
+    down, across = windows(x.shape[1]), windows(x.shape[2])
+    return jnp.einsum("ph,bhwc,qw->bpqc", down, x, across, precision=lax.Precision.HIGHEST)

@@ -1,4 +1,4 @@
-"""Convolution, batch normalisation and initialisers with PyTorch's semantics, in NHWC."""
+"""Convolution, linear layer, batch normalisation and initialisers with PyTorch's semantics, in NHWC."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -27,31 +27,31 @@ def torch_bias_uniform(fan_in: int):
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
-def convolution(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+def convolution(
+    x: Array, kernel: Array, stride: int, padding: Padding, precision: lax.Precision | None = None
+) -> Array:
     """`lax.conv_general_dilated`, NHWC x HWIO -> NHWC, with programs for XLA's CPU compiler that it makes fast.
 
     There kernels of three rows take half of the products (`winograd`) where that pays, unless
     ``jax.default_matmul_precision`` asks for more than the default; and gradients are written out, so that there is no
-    forward mode (`jax.jvp`). On other devices all is JAX's own. ``benchmarks/README.md`` has the measurements.
+    forward mode (`jax.jvp`). On other devices all is JAX's own, where ``precision`` tells of how many digits products
+    of float32 are computed. ``benchmarks/README.md`` has the measurements.
     """
     exact = jax.config.values["jax_default_matmul_precision"] not in (None, "default")
-    return _convolution(x, kernel, stride, padding, exact)
+    return _convolution(x, kernel, stride, padding, precision, exact)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _convolution(x, kernel, stride, padding, exact):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _convolution(x, kernel, stride, padding, precision, exact):
+    direct = functools.partial(_direct, stride=stride, padding=padding, precision=precision)
     if exact or not _by_winograd(x, kernel, stride):
-        return _direct(x, kernel, stride, padding)
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(winograd.convolution, padding=padding),
-        default=functools.partial(_direct, stride=stride, padding=padding),
-    )
+        return direct(x, kernel)
+    on_cpu = functools.partial(winograd.convolution, padding=padding)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=direct)
 
 
-def _direct(x, kernel, stride, padding):
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
+def _direct(x, kernel, stride, padding, precision):
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT, precision=precision)
 
 
 def _by_winograd(x, kernel, stride):
@@ -67,13 +67,13 @@ def _by_winograd(x, kernel, stride):
     )
 
 
-def _convolution_forward(x, kernel, stride, padding, exact):
-    return _convolution(x, kernel, stride, padding, exact), (x, kernel)
+def _convolution_forward(x, kernel, stride, padding, precision, exact):
+    return _convolution(x, kernel, stride, padding, precision, exact), (x, kernel)
 
 
-def _convolution_backward(stride, padding, exact, residuals, cotangent):
+def _convolution_backward(stride, padding, precision, exact, residuals, cotangent):
     def elsewhere(x, kernel, cotangent):
-        direct = functools.partial(_direct, stride=stride, padding=padding)
+        direct = functools.partial(_direct, stride=stride, padding=padding, precision=precision)
         return jax.vjp(direct, x, kernel)[1](cotangent)
 
     def on_cpu(x, kernel, cotangent):
@@ -144,17 +144,22 @@ class Conv(nn.Module):
     use_bias: bool = False
     kernel_init: Any = torch_uniform
     dtype: Any = jnp.float32
+    precision: lax.Precision | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         size = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
         sides = self.padding if isinstance(self.padding, tuple) else ((self.padding, self.padding),) * 2
-        x = convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, sides)
+        x = convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, sides, self.precision)
         if self.use_bias:
             bias = self.param("bias", torch_bias_uniform(size * size * kernel.shape[2]), (self.features,))
             x = (x + bias).astype(self.dtype)  # added in float32, in which its gradient is then summed
         return x
+
+
+# Of few products, so that they may have all digits of float32 on a GPU or TPU as well, where the default has fewer.
+Dense = functools.partial(nn.Dense, kernel_init=torch_uniform, precision=lax.Precision.HIGHEST)
 
 
 class BatchNorm(nn.Module):

@@ -14,13 +14,13 @@ from jax import Array
 from lagrangian_jax.models.layers import (
     BatchNorm,
     Conv,
+    Dense,
     activation,
     mean_over_positions,
     normalise,
     same_padding,
     torch_bias_uniform,
     torch_buffers,
-    torch_uniform,
 )
 
 
@@ -120,7 +120,7 @@ class PreActResNet(nn.Module):
         pooled = mean_over_positions(x)
         bias_init = torch_bias_uniform(pooled.shape[-1])
         name = "logits" if deepmind else "linear"
-        logits = nn.Dense(self.num_classes, kernel_init=torch_uniform, bias_init=bias_init, name=name)(pooled)
+        logits = Dense(self.num_classes, bias_init=bias_init, name=name)(pooled)
         return (logits, outputs) if features else logits
 
     def torch_buffers(self) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from jax import Array
 from lagrangian_jax.models.layers import (
     BatchNorm,
     Conv,
+    Dense,
     kaiming_fan_in,
     kaiming_fan_out,
     mean_over_positions,
@@ -138,7 +139,7 @@ class ResNet(nn.Module):
                 )(x, train)
             outputs.append(x)
         pooled = mean_over_positions(x)
-        logits = nn.Dense(
+        logits = Dense(
             self.num_classes,
             kernel_init=kaiming_fan_in if pad else torch_uniform,
             bias_init=torch_bias_uniform(pooled.shape[-1]),

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from lagrangian_jax.models.layers import BatchNorm, Conv, kaiming_fan_out, normalise
 from lagrangian_jax.models.resnet import Block
@@ -137,7 +137,8 @@ def resize_corners(x: Array, size: Sequence[int]) -> Array:
         position = np.arange(new) * ((old - 1) / max(new - 1, 1))
         return jnp.asarray(np.maximum(0, 1 - np.abs(position[:, None] - np.arange(old))), x.dtype)
 
-    return jnp.einsum("ph,bhwc,qw->bpqc", weights(x.shape[1], size[0]), x, weights(x.shape[2], size[1]))
+    down, across = weights(x.shape[1], size[0]), weights(x.shape[2], size[1])
+    return jnp.einsum("ph,bhwc,qw->bpqc", down, x, across, precision=lax.Precision.HIGHEST)
 
 
 def foreground_probability(network: nn.Module, variables: Any, images: Array) -> Array:

@@ -14,6 +14,7 @@ from jax import Array
 from lagrangian_jax.models.layers import (
     BatchNorm,
     Conv,
+    Dense,
     activation,
     kaiming_fan_out,
     mean_over_positions,
@@ -151,7 +152,7 @@ class WideResNet(nn.Module):
         x = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=names.final_norm)(x, train)
         pooled = mean_over_positions(activation(self.activation)(x))
         bias_init = torch_bias_uniform(pooled.shape[-1]) if deepmind else nn.initializers.zeros
-        logits = nn.Dense(self.num_classes, kernel_init=torch_uniform, bias_init=bias_init, name=names.head)(pooled)
+        logits = Dense(self.num_classes, bias_init=bias_init, name=names.head)(pooled)
         return (logits, outputs) if features else logits
 
     def torch_buffers(self) -> dict[str, np.ndarray]:
