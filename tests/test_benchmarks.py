@@ -49,7 +49,8 @@ def test_a_floor_is_that_of_plain_convolutions():
     """Of a network that a CPU computes by Winograd's, which move more."""
     config = configuration.load("cifar10:standard,slim")
     run, arguments = floors.step_of(config, methods.create("standard"))
-    here = operations.total(floors.convolution_bytes, run, *arguments) / config.train.batch_size
+    with jax.default_matmul_precision("default"):
+        here = operations.total(floors.convolution_bytes, run, *arguments) / config.train.batch_size
     assert floors.counted(config)["bytes"]["convolutions"] < 0.95 * here
 
 
