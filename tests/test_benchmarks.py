@@ -1,6 +1,7 @@
 """The benchmarks: what they count and compute, and the accelerator's script with a tiny budget on a CPU."""
 
 import contextlib
+import importlib.metadata
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import exactness, floors, operations, start, targets, train_step
+from benchmarks import exactness, floors, operations, output, start, targets, train_step
 from benchmarks import input as inputs
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, methods
@@ -136,6 +137,19 @@ def test_photographs_stream(tmp_path):
 def test_a_run_that_ends_early_is_told(tmp_path):
     with pytest.raises(RuntimeError, match=r"ended before its first step:\n.*no_such_field"):
         start.first_step(["--config.no_such_field=1"], tmp_path / "run", tmp_path / "cache")
+
+
+def test_a_checkout_that_is_not_installed_leaves_its_numbers(tmp_path, monkeypatch):
+    """As `accelerator.sh` measures, with the checkout on Python's path."""
+
+    def version(package):
+        if package == "lagrangian_jax":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    output.write(tmp_path / "found.json", {"seconds": 1})
+    assert json.loads((tmp_path / "found.json").read_text())["versions"]["lagrangian_jax"]
 
 
 def accelerator(directory, **environment):

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+import lagrangian_jax
 from lagrangian_jax import attacks
 from lagrangian_jax import distances as distances_module
 from lagrangian_jax.attacks import Attack
@@ -254,9 +255,8 @@ def _self_checks(attack: Attack, key: Array, network: Callable[[Array], Array], 
 
 def versions() -> dict[str, str]:
     """Of the software that numbers depend on."""
-    packages = ("lagrangian_jax", "jax", "jaxlib", "flax", "numpy")
-    found = {package: importlib.metadata.version(package) for package in packages}
-    return {"python": platform.python_version(), **found}
+    found = {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax", "numpy")}
+    return {"python": platform.python_version(), "lagrangian_jax": lagrangian_jax.__version__, **found}
 
 
 def device(mesh: Mesh) -> dict[str, Any]:
