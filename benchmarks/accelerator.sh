@@ -14,7 +14,7 @@
 #               checkout, fetched where there is a network with
 #                 pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #                   --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d .wheels \
-#                   ml-collections tensorboardX grain array-record portpicker importlib-resources
+#                   ml-collections tensorboardX tqdm grain array-record portpicker importlib-resources
 # shellcheck disable=SC2054  # the commas are of arguments
 set -uo pipefail
 directory=$(mkdir -p "${1:?usage: bash benchmarks/accelerator.sh DIR}" && cd "$1" && pwd)
@@ -82,13 +82,19 @@ measure() {
   fi
   [ "$budget" = tiny ] && limit=$left # a CPU may be slow
   echo "== $name ($SECONDS s)"
+  limit=$((left < limit ? left : limit))
   # Under another name until it is whole: one that is stopped is measured again.
-  if timeout --kill-after=5 $((left < limit ? left : limit)) "$python" -m "benchmarks.$module" "$@" --output="$directory/$name.part" \
-    >"$directory/$name.log" 2>&1 && mv "$directory/$name.part" "$directory/$name.json"; then
-    tail -n 12 "$directory/$name.log"
-  else
-    missing+=("$name: failed; $(tail -n 1 "$directory/$name.log")")
-  fi
+  local code=0
+  timeout --kill-after=5 "$limit" "$python" -m "benchmarks.$module" "$@" --output="$directory/$name.part" \
+    >"$directory/$name.log" 2>&1 || code=$?
+  case $code in
+    0)
+      mv "$directory/$name.part" "$directory/$name.json"
+      tail -n 12 "$directory/$name.log"
+      ;;
+    124 | 137) missing+=("$name: stopped after $limit s; the same command goes on, with what is compiled by then") ;;
+    *) missing+=("$name: failed; $(tail -n 1 "$directory/$name.log")") ;;
+  esac
 }
 
 # What matters most comes first.

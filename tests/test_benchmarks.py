@@ -178,6 +178,16 @@ def test_accelerator_without_time_says_what_is_missing(tmp_path):
     assert "holds measurements with BUDGET=tiny, not full" in done.stderr
 
 
+@pytest.mark.parametrize(("code", "told"), [(124, "stopped after"), (137, "stopped after"), (3, "failed; no card")])
+def test_accelerator_tells_what_took_too_long_from_what_failed(tmp_path, code, told):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho no card\nexit {code}\n")
+    python.chmod(0o755)
+    done = accelerator(tmp_path / "measured", PYTHON=str(python))
+    assert done.returncode == 1
+    assert f"not measured: train_fast_eager: {told}" in done.stderr
+
+
 @pytest.mark.slow
 def test_accelerator_with_a_tiny_budget(tmp_path):
     done = accelerator(tmp_path, TIME="1500")
