@@ -317,6 +317,18 @@ def test_compare(workdir, tmp_path, capsys):
         command.main([str(workdir), "--output", "table.docx"])
 
 
+def test_compare_says_nothing_of_what_it_does_not_know(workdir, tmp_path):
+    imported, python = fake(tmp_path / "imported", ["none"], epochs=1), fake(tmp_path / "python", ["none"], epochs=1)
+    (imported / "metrics.jsonl").unlink()
+    for folder, changed in ((imported, {"training": None}), (python, {"data": {"examples": 1000}})):
+        results = json.loads((folder / "results.json").read_text())
+        (folder / "results.json").write_text(json.dumps(results | changed))
+    table = report.compare([workdir, imported, python])
+    # config.json names a method that is the configuration's, not that of the weights
+    assert [row[table.header.index("Method")] for row in table.rows] == ["lagrangian", "–", "lagrangian"]
+    assert "The runs are on different data: cifar10 test; without a name." in table.notes
+
+
 @pytest.mark.parametrize(("size", "expected"), [(8 / 255, 10), (0.5, 1), (0.9, 1), (0.001, 500), (0.0, 1), (0.25, 2)])
 def test_magnification(size, expected):
     perturbation = np.full((2, 3, 3, 3), size, np.float32) * np.array([1, -1])[:, None, None, None]

@@ -57,11 +57,10 @@ def page(run: Run, panels: Sequence[tuple[figures.Panel, tuple[bytes, bytes]]]) 
 def title(run: Run) -> str:
     """The network, its training and the data in a few words."""
     network, method = tables.network(run), tables.method(run)
-    trained = method != ABSENT and (run.train or run.results.get("training") or not run.results)
     data = (run.results.get("data") or {}).get("name") or _nested(run.config, "data", "name")
     parts = [
         "Network" if network == ABSENT else network.split(",")[0],
-        f"trained with {method}" if trained else "",
+        f"trained with {method}" if method != ABSENT else "",
         f"on {data}" if data else "",
     ]
     return " ".join(part for part in parts if part)

@@ -219,6 +219,9 @@ def images(run: Run) -> str:
 
 
 def method(run: Run) -> str:
+    """That of the training; of weights from elsewhere the settings do not know it, whatever they name."""
+    if run.results and not (run.results.get("training") or run.train):
+        return ABSENT
     name = (run.results.get("training") or {}).get("method") or run.config.get("method")
     if isinstance(name, Mapping):
         name = name.get("name")
@@ -231,6 +234,11 @@ def network(run: Run) -> str:
         return str(described)
     parts = [described.get("name"), f"width {described['width']}" if described.get("width") else None]
     return ", ".join(str(part) for part in parts if part) or ABSENT
+
+
+def _data(run: Run) -> str:
+    described = run.results.get("data") or {}
+    return " ".join(str(described[key]) for key in ("name", "split") if described.get(key)) or "without a name"
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
@@ -303,11 +311,9 @@ def _differences(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
                 for a in (attacks.get(key) for attacks in by_run) if a}  # fmt: skip
         if len(seen) > 1 and key != "clean":
             notes.append(f"Column {heading(key)} holds different attacks: {'; '.join(sorted(seen))}.")
-    data = {tuple((run.results.get("data") or {}).get(k) for k in ("name", "split")) for run in runs if run.results}
+    data = {_data(run) for run in runs if run.results}
     if len(data) > 1:
-        notes.append(
-            f"The runs are on different data: {'; '.join(' '.join(map(str, d)) for d in sorted(data, key=str))}."
-        )
+        notes.append(f"The runs are on different data: {'; '.join(sorted(data))}.")
     if len({images(run) for run in runs if run.attacks}) > 1:
         notes.append("The runs were evaluated on different numbers of images.")
     return notes
