@@ -2,18 +2,16 @@
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
 from ml_collections import ConfigDict
 
-from lagrangian_jax import attacks, data, methods, models, parallel
+from lagrangian_jax import attacks, data, evaluation, methods, models, parallel
 from lagrangian_jax.attacks.ranges import number
 from lagrangian_jax.methods.regularisation import Regularisation
 from lagrangian_jax.names import unknown
@@ -47,8 +45,10 @@ def check_evaluation(config: ConfigDict, dataset: data.Dataset) -> None:
     Writes nothing, so that it can come before a work directory is claimed.
     """
     _check_ranges(config, _EVALUATION)
-    _check_dataset(dataset, config.data.image_size)
+    size = config.data.image_size
+    _check_dataset(dataset, size)
     build_network(config, len(dataset.classes))
+    evaluation.ready(config.evaluation.suite, distance_weights(config), (size, size, 3), len(dataset.classes))
 
 
 def check(config: ConfigDict, dataset: data.Dataset) -> None:
@@ -75,15 +75,7 @@ def check(config: ConfigDict, dataset: data.Dataset) -> None:
     build_optimizer(config, build_schedule(config, steps_per_epoch))
     attack = build_validation_attack(config)
     if config.data.validation:  # an attack that cannot take the images would stop the run after its first epoch
-        size, classes = config.data.image_size, len(dataset.classes)
-        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        label = jax.ShapeDtypeStruct((1,), jnp.int32)
-        jax.eval_shape(lambda key, *batch: attack(key, _no_network(classes), *batch), jax.random.key(0), image, label)
-
-
-def _no_network(classes: int) -> Callable[[Array], Array]:
-    """Logits of the right shape, of which an attack can have gradients."""
-    return lambda images: jnp.sum(images, axis=(1, 2, 3))[:, None] * jnp.arange(classes)
+        attack.check((config.data.image_size, config.data.image_size, 3), len(dataset.classes))
 
 
 def _check_ranges(config: ConfigDict, ranges: Mapping[str, tuple[int, float]]) -> None:
@@ -189,6 +181,12 @@ def batches_of_epoch(config: ConfigDict, examples: int, devices: int = 1) -> int
     if not 0 <= steps <= whole:
         raise ValueError(f"train.steps: expected 0 to {whole} batches of {batch_size}; got {steps}")
     return steps or whole
+
+
+def distance_weights(config: ConfigDict) -> dict[str, str]:
+    """The files of weights that the configuration names, by distance."""
+    path = config.evaluation.lpips_alexnet
+    return {"lpips_alexnet": path} if path else {}
 
 
 def build_validation_attack(config: ConfigDict) -> attacks.Attack:

@@ -121,7 +121,7 @@ def attack(config: ConfigDict, workdir: pathlib.Path, dataset: Any, variables: A
     from tqdm import tqdm
 
     from lagrangian_jax import evaluation
-    from lagrangian_jax.build import build_network
+    from lagrangian_jax.build import build_network, distance_weights
     from lagrangian_jax.models.forward import apply
     from lagrangian_jax.signals import Signals
 
@@ -153,12 +153,6 @@ def attack(config: ConfigDict, workdir: pathlib.Path, dataset: Any, variables: A
             progress=progress,
             stop=signals.received,
         )
-
-
-def distance_weights(config: ConfigDict) -> dict[str, str]:
-    """The files of weights that the configuration names, by distance."""
-    path = config.evaluation.lpips_alexnet
-    return {"lpips_alexnet": path} if path else {}
 
 
 def to_json(result: Any, config: ConfigDict, dataset: Any, training: dict[str, Any] | None) -> dict[str, Any]:

@@ -536,6 +536,14 @@ def test_wrong_input(examples, change, words, no_attack):
         evaluate(function, **given)
 
 
+def test_what_an_attack_cannot_take_is_told_before_another_takes_time(examples, no_attack, tmp_path):
+    weights, images, labels = examples
+    rows = [*ROWS, Row("jpeg", parameters={"steps": 2})]
+    with pytest.raises(ValueError, match="jpeg: images must be RGB"):
+        evaluate(network, images, labels, suite=rows, variables=weights, workdir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_row_names_a_file():
     with pytest.raises(ValueError, match="it names a file"):
         Row("../escape", "none")

@@ -139,6 +139,20 @@ class Attack:
         keys = example_keys(key, images.shape[0])
         return jnp.asarray(execute(self, run, predict, keys, np.asarray(images), np.asarray(labels)).adversarial)
 
+    def check(self, image_shape: tuple[int, ...], classes: int) -> None:
+        """Raises ValueError where the attack cannot take images of this shape (H, W, C); runs and compiles nothing."""
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        label = jax.ShapeDtypeStruct((1,), jnp.int32)
+        key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+
+        def no_network(images):  # of which an attack can have gradients
+            return jnp.sum(images, axis=(1, 2, 3))[:, None] * jnp.arange(classes)
+
+        for stage in {stage.function: stage for stage in self.stages}.values():
+            jax.eval_shape(
+                lambda key, *batch, s=stage: s.function(key, no_network, *batch, *s.arguments), key, image, label
+            )
+
     def _traced(self, keys: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
         if not self.survivors:
             (stage,) = self.stages

@@ -7,7 +7,7 @@
 
 from lagrangian_jax.evaluation import suites
 from lagrangian_jax.evaluation.result import AttackResult, Result
-from lagrangian_jax.evaluation.runner import run
+from lagrangian_jax.evaluation.runner import ready, run
 from lagrangian_jax.evaluation.suites import SUITES, Row
 
-__all__ = ["SUITES", "AttackResult", "Result", "Row", "run", "suites"]
+__all__ = ["SUITES", "AttackResult", "Result", "Row", "ready", "run", "suites"]

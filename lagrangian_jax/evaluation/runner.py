@@ -93,7 +93,6 @@ def run(
     >>> [attack.accuracy for attack in result.attacks]
     [1.0, 0.0]
     """
-    rows = suites.rows(suite)
     if keep_pictures < 0:
         raise ValueError(f"keep_pictures: expected 0 or larger, got {keep_pictures}")
     if batch_size is not None and batch_size < 1:
@@ -105,14 +104,7 @@ def run(
 
     key, mesh = _key(key), _local(mesh)
     examples = Examples(network, images, labels, index)
-    ready, left_out = [], []
-    for row in rows:  # all of them, before the first one takes time
-        try:
-            ready.append((row, configured(row, distances or {})))
-        except FileNotFoundError as missing:  # weights of a distance: the rest of a suite is worth having
-            if not isinstance(suite, str):
-                raise
-            left_out.append(f"{row.name}: left out, {missing}")
+    attacks_of_rows, left_out = ready(suite, distances or {}, examples.images.shape[1:], examples.classes)
     folder = None if workdir is None else Path(workdir) / "evaluation"
     if folder is not None and jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +118,7 @@ def run(
     programs = Programs(logits_fn, weights, mesh, examples.classes, jax.random.key_impl(key))
     batch = _batch(batch_size, examples, mesh)
     works = []
-    for row, attack in ready:
+    for row, attack in attacks_of_rows:
         work = Work(row, attack, examples, identity | _distance_digest(attack, examples), folder, keep_pictures)
         if not work.finished:
             if attack.name == "autoattack" and not work.begun:
@@ -151,6 +143,28 @@ def run(
         network={"digest": identity["network"], "parameters": _size(weights)},
         examples={work.row.name: work.rows() for work in works},
     )
+
+
+def ready(
+    suite: str | Sequence[Row], distances: Mapping[str, Any], image_shape: tuple[int, ...], classes: int
+) -> tuple[list[tuple[Row, Attack]], list[str]]:
+    """Every row of a suite with its attack, before the first one takes time, and what is left out.
+
+    Raises:
+      ValueError: a row that cannot be run on images of this shape (H, W, C).
+    """
+    found, left_out = [], []
+    for row in suites.rows(suite):
+        try:
+            attack = configured(row, distances)
+        except FileNotFoundError as missing:  # weights of a distance: the rest of a suite is worth having
+            if not isinstance(suite, str):
+                raise
+            left_out.append(f"{row.name}: left out, {missing}")
+            continue
+        attack.check(image_shape, classes)
+        found.append((row, attack))
+    return found, left_out
 
 
 def _never() -> bool:

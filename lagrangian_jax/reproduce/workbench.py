@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from lagrangian_jax import attacks, data, distances, evaluate, parallel
 from lagrangian_jax import config as configuration
 from lagrangian_jax.attacks import Attack
-from lagrangian_jax.build import build_network
+from lagrangian_jax.build import build_network, distance_weights
 from lagrangian_jax.evaluation import Result, Row, files, runner, suites
 from lagrangian_jax.evaluation.result import plain
 from lagrangian_jax.interop import load as load_weights
@@ -184,7 +184,7 @@ class Workbench:
     def attack_of(self, found: Trained, row: Row) -> Attack:
         """The attack of a row, for an analysis."""
         (row,) = suites.rows(self.suite((row,)))
-        return runner.configured(row, evaluate.distance_weights(found.config))
+        return runner.configured(row, distance_weights(found.config))
 
     def analyse(
         self,
