@@ -220,3 +220,18 @@ class TestRecorded:
         np.testing.assert_allclose(total, recorded["mart_total"], rtol=1e-5)
         np.testing.assert_allclose(gradients[0], recorded["mart_grad_natural_logits"], atol=1e-6)
         np.testing.assert_allclose(gradients[1], recorded["mart_grad_adv_logits"], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_values_are_float32_whatever_the_logits_are(random_logits, dtype):
+    logits, labels = jnp.asarray(random_logits[0], dtype), random_logits[1]
+    full = logits.astype(jnp.float32)
+    for name in ("margin", "soft_margin", "cross_entropy", "dlr", "boosted_cross_entropy"):
+        loss = getattr(losses, name)
+        assert loss(logits, labels).dtype == jnp.float32, name
+        np.testing.assert_array_equal(loss(logits, labels), loss(full, labels), err_msg=name)
+    targets = (labels + 1) % 10
+    np.testing.assert_array_equal(
+        losses.targeted_dlr(logits, labels, targets), losses.targeted_dlr(full, labels, targets)
+    )
+    np.testing.assert_array_equal(losses.kl_divergence(logits, logits[::-1]), losses.kl_divergence(full, full[::-1]))
