@@ -81,7 +81,7 @@ def weights(path, network):
 def folder(tmp_path, monkeypatch):
     """An empty folder to run in; what a page registers is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
-    registries = lj.attacks.ATTACKS, methods.METHODS, data.DATASETS
+    registries = lj.attacks.ATTACKS, methods.METHODS, data.DATASETS, lj.evaluation.SUITES
     before = [dict(registry) for registry in registries]
     yield tmp_path
     for registry, content in zip(registries, before, strict=True):

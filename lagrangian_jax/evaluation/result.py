@@ -80,7 +80,7 @@ class Result:
         for attack in self.attacks:
             if attack.name == name:
                 return attack
-        raise KeyError(f"{name!r}; there are {', '.join(attack.name for attack in self.attacks)}")
+        raise KeyError(f"{name!r}; the rows are {', '.join(repr(attack.name) for attack in self.attacks)}")
 
     @property
     def summary(self) -> dict[str, Any]:
