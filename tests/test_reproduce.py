@@ -122,8 +122,9 @@ def test_dry_run_without_a_rate_measures_it_once_a_network(tmp_path, monkeypatch
     text = capsys.readouterr().out
     for experiment in EXPERIMENTS.values():
         assert all(work.network.name in text for work in experiment.work)
-    passes, seconds = re.search(r"Sum: (.*) passes, ([0-9,]*) s\n", text).groups()
+    passes, seconds, hours = re.search(r"Sum: (.*) passes, ([0-9,]*) s, ([0-9,.]*) hours\n", text).groups()
     assert float(passes) / 500 == pytest.approx(float(seconds.replace(",", "")), rel=0.01)
+    assert float(hours.replace(",", "")) == pytest.approx(float(passes) / 500 / 3600, rel=0.01, abs=0.05)
     parts = [float(part.replace(",", "")) for part in re.findall(r" passes, ([0-9,]*) s at 500 passes", text)]
     assert sum(parts) == pytest.approx(float(seconds.replace(",", "")), abs=len(parts) / 2)
 

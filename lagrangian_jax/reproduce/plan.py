@@ -59,7 +59,7 @@ def lines(bench: Workbench, experiments: Sequence[Experiment], rate: float | Non
         takes = clock.takes(images * sum(found.values()), bench.config(network))
         text.append(f"  {network.name}, {images:,} {KINDS[kind]} images: {takes}")
         text.append(f"    {', '.join(f'{name} ({units:g})' for name, units in found.items())}")
-    text.append(f"Sum: {clock.passes:.3g} passes, {clock.seconds:,.0f} s")
+    text.append(f"Sum: {clock.passes:.3g} passes, {clock.seconds:,.0f} s, {clock.seconds / 3600:,.1f} hours")
     text.append(
         "A pass is a forward pass of that network over one image; in brackets passes an image, a gradient by the image "
         "one more than its pass, one by the weights two more. LPIPS and segmentation are not counted. "
