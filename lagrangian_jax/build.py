@@ -16,8 +16,8 @@ from lagrangian_jax.attacks.ranges import number
 from lagrangian_jax.methods.regularisation import Regularisation
 from lagrangian_jax.names import unknown
 
-# For each field the least value, and what it stays below: of an evaluation, and of a training besides.
-_EVALUATION: dict[str, tuple[int, float]] = {
+# For each field the least value, and what it stays below: of evaluation and training, and of a training besides.
+_COMMON: dict[str, tuple[int, float]] = {
     "seed": (0, 2**32),
     "data.image_size": (1, math.inf),
     "data.workers": (0, math.inf),
@@ -44,19 +44,18 @@ def check_evaluation(config: ConfigDict, dataset: data.Dataset) -> None:
 
     Writes nothing, so that it can come before a work directory is claimed.
     """
-    _check_ranges(config, _EVALUATION)
+    _check_common(config, dataset)
     size = config.data.image_size
-    _check_dataset(dataset, size)
-    build_network(config, len(dataset.classes))
     evaluation.ready(config.evaluation.suite, distance_weights(config), (size, size, 3), len(dataset.classes))
 
 
 def check(config: ConfigDict, dataset: data.Dataset) -> None:
-    """Raises ValueError or OSError where the values of a configuration cannot be run on these images.
+    """Raises ValueError or OSError where a network of this configuration cannot be trained on these images.
 
     Writes nothing, so that it can come before a work directory is claimed.
     """
-    _check_ranges(config, _EVALUATION | _TRAINING)
+    _check_common(config, dataset)
+    _check_ranges(config, _TRAINING)
     milestones = config.optimizer.milestones
     if not all(number(epoch) and epoch >= 0 for epoch in milestones):
         raise ValueError(f"optimizer.milestones: expected epochs, 0 or more; got {milestones!r}")
@@ -68,7 +67,6 @@ def check(config: ConfigDict, dataset: data.Dataset) -> None:
     names = config.network.name, config.method.name
     if "segmentation" in names and len(set(names)) > 1:
         raise ValueError(f"network {names[0]!r}, method {names[1]!r}: 'segmentation' is trained by its method alone")
-    check_evaluation(config, dataset)
     steps_per_epoch = batches_of_epoch(config, len(dataset.train.labels), parallel.mesh().size)
     build_method(config)
     build_regularisation(config)
@@ -76,6 +74,12 @@ def check(config: ConfigDict, dataset: data.Dataset) -> None:
     attack = build_validation_attack(config)
     if config.data.validation:  # an attack that cannot take the images would stop the run after its first epoch
         attack.check((config.data.image_size, config.data.image_size, 3), len(dataset.classes))
+
+
+def _check_common(config: ConfigDict, dataset: data.Dataset) -> None:
+    _check_ranges(config, _COMMON)
+    _check_dataset(dataset, config.data.image_size)
+    build_network(config, len(dataset.classes))
 
 
 def _check_ranges(config: ConfigDict, ranges: Mapping[str, tuple[int, float]]) -> None:

@@ -1,8 +1,15 @@
-"""Losses on logits. Each takes logits (B, K) and labels (B,) and returns one float32 value an example, shape (B,)."""
+"""Losses on logits. Each takes logits (B, K) and labels (B,) and returns one value an example, (B,).
+
+They are float32 whatever the network computes in; of float64 logits float64.
+"""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+
+def _exact(logits: Array) -> Array:
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _true_class(logits: Array, labels: Array) -> Array:
@@ -11,12 +18,12 @@ def _true_class(logits: Array, labels: Array) -> Array:
 
 def label_logit(logits: Array, labels: Array) -> Array:
     """The logit of the label, z_y."""
-    return jnp.take_along_axis(logits.astype(jnp.float32), labels[:, None], axis=-1)[:, 0]
+    return jnp.take_along_axis(_exact(logits), labels[:, None], axis=-1)[:, 0]
 
 
 def best_other_logit(logits: Array, labels: Array) -> Array:
     """The largest logit of any class but the label, max_{k != y} z_k (the first of equals, as `argmax`)."""
-    logits = logits.astype(jnp.float32)
+    logits = _exact(logits)
     others = jnp.where(_true_class(logits, labels), -jnp.inf, logits)
     # Through the index, so that a tie sends the whole gradient to one class, as the originals' top-2 does.
     return jnp.take_along_axis(logits, jnp.argmax(others, axis=-1)[:, None], axis=-1)[:, 0]
@@ -55,7 +62,7 @@ def soft_margin(logits: Array, labels: Array) -> Array:
     >>> print(soft_margin(jnp.array([[3.0, 1.0], [0.0, 5.0]]), jnp.array([0, 0])))
     [-2.  5.]
     """
-    others = jnp.where(_true_class(logits, labels), -jnp.inf, logits.astype(jnp.float32))
+    others = jnp.where(_true_class(logits, labels), -jnp.inf, _exact(logits))
     return jax.nn.logsumexp(others, axis=-1) - label_logit(logits, labels)
 
 
@@ -67,14 +74,14 @@ def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array
     [1.3862944]
     """
     # Not logsumexp minus the logit: its rounding would swamp the small losses of confident networks.
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    log_p = jax.nn.log_softmax(_exact(logits))
     sharp = -label_logit(log_p, labels)
     return (1 - smoothing) * sharp - smoothing * jnp.mean(log_p, axis=-1) if smoothing else sharp
 
 
 def kl_divergence(logits_p: Array, logits_q: Array) -> Array:
     """KL(softmax(p) || softmax(q)), differentiable in both. Source: the TRADES regulariser."""
-    log_p, log_q = (jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (logits_p, logits_q))
+    log_p, log_q = (jax.nn.log_softmax(_exact(logits)) for logits in (logits_p, logits_q))
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
@@ -83,7 +90,7 @@ def dlr(logits: Array, labels: Array) -> Array:
 
     Needs at least 3 classes. Source: Croce and Hein 2020, equation 6.
     """
-    top = jax.lax.top_k(logits.astype(jnp.float32), 3)[0]
+    top = jax.lax.top_k(_exact(logits), 3)[0]
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
@@ -92,12 +99,12 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
 
     Needs at least 4 classes. Source: Croce and Hein 2020, equation 7.
     """
-    top = jax.lax.top_k(logits.astype(jnp.float32), 4)[0]
+    top = jax.lax.top_k(_exact(logits), 4)[0]
     difference = label_logit(logits, targets) - label_logit(logits, labels)
     return difference / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
 
 
 def boosted_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
     """MART's loss on adversarial logits: -log p_y - log(1.0001 - max_{k != y} p_k + 1e-12); smooths the first term."""
-    largest = best_other_logit(jax.nn.softmax(logits.astype(jnp.float32)), labels)
+    largest = best_other_logit(jax.nn.softmax(_exact(logits)), labels)
     return cross_entropy(logits, labels, smoothing) - jnp.log(1.0001 - largest + 1e-12)

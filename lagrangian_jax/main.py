@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, evaluates and reports in ``workdir``."""
     from lagrangian_jax import data, evaluation, parallel
-    from lagrangian_jax.build import check
+    from lagrangian_jax.build import check, check_evaluation
     from lagrangian_jax.evaluate import evaluate
     from lagrangian_jax.workdir import open_workdir
 
@@ -41,6 +41,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     dataset = data.load(config.data)
     with configuration.usage():
         check(config, dataset)  # what cannot be run claims no work directory
+        check_evaluation(config, dataset)
     with open_workdir(workdir, config):
         trained = train_and_keep(config, workdir, dataset)
         evaluate(config, workdir, dataset, trained.variables, trained.summary)
