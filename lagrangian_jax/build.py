@@ -196,4 +196,7 @@ def distance_weights(config: ConfigDict) -> dict[str, str]:
 def build_validation_attack(config: ConfigDict) -> attacks.Attack:
     """The attack of a configuration that the held-out images are attacked with."""
     options = dict(config.validation.items())
-    return attacks.create(options.pop("attack"), **options)
+    try:
+        return attacks.create(options.pop("attack"), **options)
+    except ValueError as error:
+        raise ValueError(f"validation: {error}") from error

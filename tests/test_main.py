@@ -107,6 +107,7 @@ def test_wrong_usage_is_one_line(capfd, tmp_path, arguments, expected):
     [
         ("evaluation.suite=quik", "did you mean 'quick'?"),
         ("validation.attack=pgd_l3", "unknown attack 'pgd_l3'; did you mean 'pgd_l2'?"),
+        ("validation.attack=lagrangian", "validation: unknown parameter of attack 'lagrangian': 'bound'"),
         ("validation.attack=jpeg --config.data.image_size=24", "jpeg: images must be"),
         ("evaluation.suite=cifar10_table1 --config.data.image_size=24", "jpeg: images must be"),
         ("data.name=digit", "did you mean 'digits'?"),
