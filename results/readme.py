@@ -42,11 +42,13 @@ def not_run() -> str:
     }
     methods = [name for name in experiments.TABLE1 if name not in trained]
     widest = max(run["network"]["width"] for run in runs)
-    return (
-        f"Not run yet, on networks of any size: {', '.join(f'`{name}`' for name in left)}; of the methods of Table 1 "
-        f"not trained yet: {', '.join(f'`{name}`' for name in methods)}. The widest network trained so far is of width "
-        f"{widest}; the paper's is of 64."
-    )
+    missing = [
+        f"{what}: {', '.join(f'`{name}`' for name in names)}"
+        for what, names in (("on networks of any size", left), ("of the methods of Table 1", methods))
+        if names
+    ]
+    not_yet = f"Not run yet, {'; '.join(missing)}. " if missing else ""
+    return f"{not_yet}The widest network trained so far is of width {widest}; the paper's is of 64."
 
 
 def main(arguments: list[str]) -> int:
