@@ -48,7 +48,8 @@ def contents(workdir):
         steps = sorted(int(path.name) for path in (workdir / "checkpoints" / kind).iterdir() if path.is_dir())
         found[f"{kind}: steps"] = steps
         newest = workdir / "checkpoints" / kind / str(steps[-1])
-        found[f"{kind}: position"] = without_times(json.loads((newest / "position" / "metadata").read_text()))
+        position = without_times(json.loads((newest / "position" / "metadata").read_text()))
+        found[f"{kind}: position"] = position | {"window": position["window"][:6]}  # the seventh are seconds
         state = ocp.PyTreeCheckpointer().restore(newest / "state")
         import jax
 
