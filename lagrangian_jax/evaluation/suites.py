@@ -167,11 +167,12 @@ def rows(suite: str | Sequence[Row]) -> tuple[Row, ...]:
     given = tuple(suite)
     if not given or not all(isinstance(row, Row) for row in given):
         raise ValueError(f"suite: expected a name ({', '.join(SUITES)}) or a list of evaluation.Row, got {suite!r}")
-    repeated = sorted({row.name for row in given if sum(other.name == row.name for other in given) > 1})
-    if repeated:
-        raise ValueError(f"suite: every row needs a name of its own; repeated: {', '.join(repeated)}")
-    columns = [row.column for row in given if row.column]
-    shared = sorted({column for column in columns if columns.count(column) > 1})
-    if shared:
-        raise ValueError(f"suite: a column is of one row, which enters the means; repeated: {', '.join(shared)}")
+    if repeated := _repeated([row.name for row in given]):
+        raise ValueError(f"suite: every row needs a name of its own; repeated: {repeated}")
+    if repeated := _repeated([row.column for row in given if row.column]):
+        raise ValueError(f"suite: a column is of one row, which enters the means; repeated: {repeated}")
     return given
+
+
+def _repeated(names: Sequence[str]) -> str:
+    return ", ".join(sorted({name for name in names if names.count(name) > 1}))
