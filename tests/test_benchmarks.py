@@ -134,6 +134,14 @@ def test_photographs_stream(tmp_path):
     assert ahead > 0
 
 
+def test_the_input_benchmark_prints_and_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(configuration, "prepare_jax", lambda config: None)
+    small = ["--config=digits:standard,smoke", "--config.network.name=resnet8", "--config.train.batch_size=8"]
+    assert inputs.main([*small, "--rounds=1", "--calls=1", f"--output={tmp_path / 'input.json'}"]) == 0
+    ratio = json.loads((tmp_path / "input.json").read_text())["ratio"]
+    assert f"ratio {ratio:.3f}" in capsys.readouterr().out
+
+
 def test_a_run_that_ends_early_is_told(tmp_path):
     with pytest.raises(RuntimeError, match=r"ended before its first step:\n.*no_such_field"):
         start.first_step(["--config.no_such_field=1"], tmp_path / "run", tmp_path / "cache")
