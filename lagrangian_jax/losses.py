@@ -17,12 +17,22 @@ def _true_class(logits: Array, labels: Array) -> Array:
 
 
 def label_logit(logits: Array, labels: Array) -> Array:
-    """The logit of the label, z_y."""
+    """The logit of the label, z_y.
+
+    >>> import jax.numpy as jnp
+    >>> print(label_logit(jnp.array([[3.0, 1.0], [0.0, 5.0]]), jnp.array([0, 0])))
+    [3. 0.]
+    """
     return jnp.take_along_axis(_exact(logits), labels[:, None], axis=-1)[:, 0]
 
 
 def best_other_logit(logits: Array, labels: Array) -> Array:
-    """The largest logit of any class but the label, max_{k != y} z_k (the first of equals, as `argmax`)."""
+    """The largest logit of any class but the label, max_{k != y} z_k (the first of equals, as `argmax`).
+
+    >>> import jax.numpy as jnp
+    >>> print(best_other_logit(jnp.array([[3.0, 1.0], [0.0, 5.0]]), jnp.array([0, 0])))
+    [1. 5.]
+    """
     logits = _exact(logits)
     others = jnp.where(_true_class(logits, labels), -jnp.inf, logits)
     # Through the index, so that a tie sends the whole gradient to one class, as the originals' top-2 does.
@@ -80,7 +90,12 @@ def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array
 
 
 def kl_divergence(logits_p: Array, logits_q: Array) -> Array:
-    """KL(softmax(p) || softmax(q)), differentiable in both. Source: the TRADES regulariser."""
+    """KL(softmax(p) || softmax(q)), differentiable in both. Source: the TRADES regulariser.
+
+    >>> import jax.numpy as jnp
+    >>> print(kl_divergence(jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.25, 0.75]]))))
+    [0.1438...]
+    """
     log_p, log_q = (jax.nn.log_softmax(_exact(logits)) for logits in (logits_p, logits_q))
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
@@ -89,6 +104,10 @@ def dlr(logits: Array, labels: Array) -> Array:
     r"""Difference-of-logits ratio of AutoAttack, untargeted: :math:`-(z_y - \max_{k \ne y} z_k) / (z_{(1)} - z_{(3)})`.
 
     Needs at least 3 classes. Source: Croce and Hein 2020, equation 6.
+
+    >>> import jax.numpy as jnp
+    >>> print(dlr(jnp.array([[3.0, 1.0, 0.0, -1.0]]), jnp.array([0])))
+    [-0.666666...]
     """
     top = jax.lax.top_k(_exact(logits), 3)[0]
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
@@ -98,6 +117,10 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
     r"""Targeted DLR: :math:`-(z_y - z_t) / (z_{(1)} - (z_{(3)} + z_{(4)}) / 2)`.
 
     Needs at least 4 classes. Source: Croce and Hein 2020, equation 7.
+
+    >>> import jax.numpy as jnp
+    >>> print(targeted_dlr(jnp.array([[3.0, 1.0, 0.0, -1.0]]), jnp.array([0]), jnp.array([2])))
+    [-0.857142...]
     """
     top = jax.lax.top_k(_exact(logits), 4)[0]
     difference = label_logit(logits, targets) - label_logit(logits, labels)
@@ -105,6 +128,11 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
 
 
 def boosted_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
-    """MART's loss on adversarial logits: -log p_y - log(1.0001 - max_{k != y} p_k + 1e-12); smooths the first term."""
+    """MART's loss on adversarial logits: -log p_y - log(1.0001 - max_{k != y} p_k + 1e-12); smooths the first term.
+
+    >>> import jax.numpy as jnp
+    >>> print(boosted_cross_entropy(jnp.zeros((1, 2)), jnp.array([0])))  # 2 log 2, but for the 1.0001
+    [1.38609...]
+    """
     largest = best_other_logit(jax.nn.softmax(_exact(logits)), labels)
     return cross_entropy(logits, labels, smoothing) - jnp.log(1.0001 - largest + 1e-12)

@@ -4,6 +4,7 @@ import argparse
 import functools
 import importlib
 import importlib.util
+import inspect
 import pathlib
 import re
 import runpy
@@ -211,6 +212,16 @@ def test_every_attack_has_an_entry_and_a_picture():
     pictures = {path.stem for path in (ROOT / "docs" / "pictures").glob("*.webp")}
     assert pictures == {*lj.attacks.names(), "overview"}
     assert sum(path.stat().st_size for path in (ROOT / "docs" / "pictures").iterdir()) < 1_500_000
+
+
+def test_what_users_call_has_an_example_that_runs():
+    """In its docstring, where pytest runs it."""
+    attacks = {**lj.attacks.ATTACKS, **lj.attacks.STAGED}
+    losses = [f for f in vars(lj.losses).values() if inspect.isfunction(f) and not f.__name__.startswith("_")]
+    doors = [package.create for package in (lj.attacks, lj.distances, lj.models, methods)]
+    functions = [*attacks.values(), *losses, *doors, lj.evaluation.run, lj.interop.load]
+    without = {function.__name__ for function in functions if ">>> " not in function.__doc__}
+    assert without == {"none"}, "lj.attacks.create('none') returns the images"
 
 
 def test_every_method_has_an_entry_and_its_statistics():

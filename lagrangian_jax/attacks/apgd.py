@@ -265,6 +265,14 @@ def apgd_dlr(
 
     Raises:
       ValueError: fewer than 3 classes, where the ratio does not exist.
+
+    >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
+    >>> logits_fn = lambda images: images[:, 0, :, 0]  # four classes, one a pixel of the first row
+    >>> images = jnp.full((1, 4, 4, 1), 0.5).at[0, 0, 0].set(0.6)
+    >>> attack = lj.attacks.create("apgd_dlr", bound=0.1, steps=10)
+    >>> adversarial = attack(jax.random.key(0), logits_fn, images, jnp.array([0]))
+    >>> bool(jnp.argmax(logits_fn(adversarial)) != 0)
+    True
     """
     classes = jax.eval_shape(logits_fn, images).shape[-1]
     if classes < 3:
@@ -314,6 +322,14 @@ def apgd_t(
 
     Source: auto-attack `APGDAttack_targeted`. Deviation: with fewer than 4 classes, where the ratio does not exist (the
     original warns and fails), the loss is the negative cross-entropy of the target.
+
+    >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
+    >>> logits_fn = lambda images: images[:, 0, :, 0]  # four classes, one a pixel of the first row
+    >>> images = jnp.full((1, 4, 4, 1), 0.5).at[0, 0, 0].set(0.6)
+    >>> attack = lj.attacks.create("apgd_t", bound=0.1, steps=10)
+    >>> adversarial = attack(jax.random.key(0), logits_fn, images, jnp.array([0]))
+    >>> bool(jnp.argmax(logits_fn(adversarial)) != 0)
+    True
     """
     attack = functools.partial(_apgd_rank, options=_Options(norm, bound, steps, rho))
     return tuple(Stage(attack, (np.int32(rank),)) for rank in range(1, targets + 1))

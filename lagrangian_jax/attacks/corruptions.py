@@ -28,6 +28,13 @@ def gaussian_noise(
       images (B, H, W, C), outside [0, 1] unless ``clip``.
 
     Source: Lagrangian_Unseen `eval_model.py`.
+
+    >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
+    >>> images = jnp.full((1, 64, 64, 3), 0.5)
+    >>> attack = lj.attacks.create("gaussian_noise", variance=0.01)
+    >>> noisy = attack(jax.random.key(0), lambda images: images[:, 0, 0], images, jnp.array([0]))
+    >>> print(round(float(jnp.std(noisy)), 2))
+    0.1
     """
     noisy = images + variance**0.5 * normal(example_keys(key, images.shape[0]), images.shape[1:])
     return jnp.clip(noisy, 0.0, 1.0) if clip else noisy
@@ -56,6 +63,13 @@ def gaussian_blur(
       images (B, H, W, C) in [0, 1].
 
     Source: Lagrangian_Unseen `eval_model.py`.
+
+    >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
+    >>> images = jnp.zeros((1, 5, 5, 3)).at[0, 2, 2].set(1.0)
+    >>> attack = lj.attacks.create("gaussian_blur", kernel_size=3)
+    >>> blurred = attack(jax.random.key(0), lambda images: images[:, 0, 0], images, jnp.array([0]))
+    >>> [round(float(pixel), 3) for pixel in blurred[0, 2, :, 0]]
+    [0.0, 0.118, 0.148, 0.118, 0.0]
     """
     half = kernel_size // 2
     weights = np.exp(-np.square(np.arange(-half, half + 1)) / (2 * sigma**2))

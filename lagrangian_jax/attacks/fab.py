@@ -163,6 +163,14 @@ def fab_t(
       the stages; they share one compiled program, for the rank is traced.
 
     Source: Croce and Hein 2020 (arXiv 1907.02044); auto-attack `fab_base.py`, targeted.
+
+    >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
+    >>> logits_fn = lambda images: images[:, 0, :, 0]  # four classes, one a pixel of the first row
+    >>> images = jnp.full((1, 4, 4, 1), 0.5).at[0, 0, 0].set(0.6)
+    >>> attack = lj.attacks.create("fab_t", bound=0.1, steps=10)
+    >>> adversarial = attack(jax.random.key(0), logits_fn, images, jnp.array([0]))
+    >>> bool(jnp.argmax(logits_fn(adversarial)) != 0)
+    True
     """
     search = functools.partial(fab, norm=norm, steps=steps, alpha_max=alpha_max, eta=eta, beta=beta)
     attack = functools.partial(_fab_rank, search=search, bound=bound)

@@ -292,6 +292,13 @@ def mpgd(
     arguments.
 
     Source: paper, section on Table 4; no code was released.
+
+    >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
+    >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)), -images.sum((1, 2, 3))], axis=-1)
+    >>> attack = lj.attacks.create("mpgd", bound=0.1, steps=10, step_size=0.02)
+    >>> adversarial = attack(jax.random.key(0), logits_fn, jnp.full((1, 2, 2, 1), 0.5), jnp.array([0]))
+    >>> print(adversarial.ravel())
+    [0.4 0.4 0.4 0.4]
     """
     step_size = default_step_size(bound, steps) if step_size is None else step_size
     options: dict[str, Any] = dict(
@@ -304,6 +311,13 @@ def fgsm(key: Array, logits_fn: LogitsFn, images: Array, labels: Array, *, bound
     """Fast gradient sign method (Goodfellow et al. 2015): clip(x + bound * sign(grad CE(x))), one gradient.
 
     See `pgd_linf` for the arguments; deterministic.
+
+    >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
+    >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)), -images.sum((1, 2, 3))], axis=-1)
+    >>> attack = lj.attacks.create("fgsm", bound=0.1)
+    >>> adversarial = attack(jax.random.key(0), logits_fn, jnp.full((1, 2, 2, 1), 0.5), jnp.array([0]))
+    >>> print(adversarial.ravel())
+    [0.4 0.4 0.4 0.4]
     """
     options: dict[str, Any] = dict(norm="linf", bound=bound, steps=1, step_size=bound)
     return pgd(key, stateless(logits_fn), (), images, labels, **options)[0]
@@ -331,6 +345,13 @@ def mi_fgsm(
 
     Source: Dong et al. 2018, algorithm 1. Deviation: a gradient of zero leaves the velocity's decay alone, where the
     formula divides by zero.
+
+    >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
+    >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)), -images.sum((1, 2, 3))], axis=-1)
+    >>> attack = lj.attacks.create("mi_fgsm", bound=0.1, steps=4)
+    >>> adversarial = attack(jax.random.key(0), logits_fn, jnp.full((1, 2, 2, 1), 0.5), jnp.array([0]))
+    >>> print(adversarial.ravel())
+    [0.4 0.4 0.4 0.4]
     """
     step_size = bound / steps if step_size is None else step_size
     project = _linf_update(images, bound, step_size, jnp.sign)

@@ -78,6 +78,13 @@ def jpeg(
     the noise once more multiplied by the bound. Deviations: as nothing is rounded, encoding and decoding cancel, so the
     noise alone goes through the inverse DCT; ``keep="best"`` leaves out the first image, which that quirk makes unlike
     its variables.
+
+    >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
+    >>> logits_fn = lambda images: jnp.stack([images.std((1, 2, 3)) - 0.01, 0.01 - images.std((1, 2, 3))], axis=-1)
+    >>> images = jnp.full((1, 16, 16, 3), 0.5)
+    >>> adversarial = lj.attacks.create("jpeg", steps=5)(jax.random.key(0), logits_fn, images, jnp.array([1]))
+    >>> jnp.argmax(logits_fn(adversarial), axis=-1).item()
+    0
     """
     batch, height, width, channels = images.shape
     if height % 16 or width % 16 or channels != 3:

@@ -191,6 +191,13 @@ def fast_lpa(
       adversarial images (B, H, W, C) in [0, 1].
 
     Source: perceptual-advex `FastLagrangePerceptualAttack`.
+
+    >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
+    >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)) - 90, 90 - images.sum((1, 2, 3))], axis=-1)
+    >>> attack = lj.attacks.create("fast_lpa", bound=1.0, distance=lj.distances.create("l2"))
+    >>> adversarial = attack(jax.random.key(0), logits_fn, jnp.full((1, 8, 8, 3), 0.5), jnp.array([0]))
+    >>> bool(logits_fn(adversarial)[0, 0] < 0)
+    True
     """
     first_step = bound if step_size is None else step_size
     objective = _Objective(logits_fn, *_space(distance), bound, kappa, probe, floor=1e-4)
@@ -260,6 +267,14 @@ def ppgd(
     Source: perceptual-advex `PerceptualPGDAttack`; its default of 5 steps is raised to the 40 of its evaluation. Two of
     its tests on the whole batch are dropped, for they tie examples together: there the solver stops once all residuals
     are small, and nothing moves where all gradients are. An example whose gradient is below 1e-4 stays, as there.
+
+    >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
+    >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)) - 90, 90 - images.sum((1, 2, 3))], axis=-1)
+    >>> distance, images = lj.distances.create("l2"), jnp.full((1, 8, 8, 3), 0.5)
+    >>> attack = lj.attacks.create("ppgd", bound=1.0, distance=distance)
+    >>> adversarial = attack(jax.random.key(0), logits_fn, images, jnp.array([0]))
+    >>> bool(logits_fn(adversarial)[0, 0] < 0), bool(distance(images, adversarial)[0] <= 1.0)
+    (True, True)
     """
     if not hasattr(distance, "features"):
         raise ValueError(f"attack 'ppgd': distance must have features, such as all but 'ssim' have; got {distance!r}")

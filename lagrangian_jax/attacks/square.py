@@ -55,6 +55,14 @@ def square(
     Source: auto-attack `square.py` as AutoAttack calls it (margin loss, fixed schedule). Deviations: windows and the
     signs of linf are drawn for each example (there once for the whole batch), so that an example does not depend on its
     batch-mates; windows are cut to the image where it is smaller than they are.
+
+    >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
+    >>> logits_fn = lambda images: images[:, 0, :, 0]  # four classes, one a pixel of the first row
+    >>> images = jnp.full((1, 4, 4, 1), 0.5).at[0, 0, 0].set(0.6)
+    >>> attack = lj.attacks.create("square", bound=0.1, queries=100)
+    >>> adversarial = attack(jax.random.key(0), logits_fn, images, jnp.array([0]))
+    >>> bool(jnp.argmax(logits_fn(adversarial)) != 0)
+    True
     """
     best, margins = search(key, logits_fn, images, labels, norm=norm, bound=bound, queries=queries, share=share)
     return jnp.where(expand(margins <= 0, images), best, images)

@@ -54,6 +54,10 @@ def create(name: str, **parameters: Any) -> Any:
     Raises:
       ValueError: unknown name or parameter, or a missing one; says what is valid.
       FileNotFoundError: there are no weights at the path; says how to make them.
+
+    >>> import jax.numpy as jnp, lagrangian_jax as lj
+    >>> print(lj.distances.create("l2")(jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1))))
+    [4. 4.]
     """
     if name not in DISTANCES:
         raise unknown("distance", name, names())

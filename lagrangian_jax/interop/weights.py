@@ -45,6 +45,15 @@ def load(
         the file is damaged, or holds another normalisation than the network's.
       OSError: the file cannot be read.
 
+    >>> import jax, jax.numpy as jnp, tempfile, lagrangian_jax as lj
+    >>> network = lj.models.create("resnet20", width=4)
+    >>> variables = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lj.interop.save(f"{folder}/network.safetensors", network, variables)
+    ...     loaded = lj.interop.load(f"{folder}/network.safetensors", network)
+    >>> all(jax.tree.leaves(jax.tree.map(jnp.array_equal, variables, loaded)))
+    True
+
     A model of RobustBench, from the file that its `load_model` leaves::
 
         network = lj.interop.robustbench.network("Carmon2019Unlabeled")
