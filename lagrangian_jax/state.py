@@ -48,8 +48,8 @@ def initial_state(
 ) -> TrainState:
     """The state before the first step."""
 
-    # One program that later starts find compiled; one by one, its hundred operations take seconds. It runs once, so that
-    # on a CPU, where its many random draws compile slowly, they are optimised less: the same bits, four times sooner.
+    # One program that later starts find compiled; one by one, its hundred operations take seconds. It runs once, so on
+    # a CPU, where its many random draws compile slowly, they are optimised less: the same bits, four times sooner.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
 
     @functools.partial(jax.jit, compiler_options=options)
