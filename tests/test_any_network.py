@@ -122,3 +122,12 @@ def test_examples_run(path, monkeypatch, capsys):
     assert result["none"].accuracy > 0.8
     assert result["pgd_l2"].accuracy < result["none"].accuracy - 0.2
     assert "worst case" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_training_in_a_loop_of_ones_own_helps(monkeypatch):
+    path = EXAMPLES / "train_flax_nnx.py"
+    monkeypatch.setattr(sys, "argv", [str(path), "quick"])
+    results = runpy.run_path(str(path))["results"]
+    assert results["lagrangian"]["none"].accuracy > 0.8
+    assert results["lagrangian"]["pgd_l2"].accuracy > results["none"]["pgd_l2"].accuracy + 0.2
