@@ -1,6 +1,5 @@
 """The training state: everything that a run must remember to go on."""
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -48,11 +47,7 @@ def initial_state(
 ) -> TrainState:
     """The state before the first step."""
 
-    # One program that later starts find compiled; one by one, its hundred operations take seconds. It runs once, so on
-    # a CPU, where its many random draws compile slowly, they are optimised less: the same bits, four times sooner.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-
-    @functools.partial(jax.jit, compiler_options=options)
+    @jax.jit  # one program that later starts find compiled; one by one, its hundred operations take seconds
     def initial(key: Array) -> TrainState:
         variables = network.init(jax.random.fold_in(key, 0), jnp.zeros((1, *image_shape)), train=False)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
