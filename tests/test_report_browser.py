@@ -193,6 +193,7 @@ def test_page_in_a_browser(browser, tmp_path, kind, width, scheme):
     if screenshots := os.environ.get("REPORT_SCREENSHOTS"):
         browser.evaluate("document.querySelectorAll('details').forEach(e => { e.open = false; })")
         picture = browser("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+        pathlib.Path(screenshots).mkdir(parents=True, exist_ok=True)
         pathlib.Path(screenshots, f"{kind}-{width}-{scheme}.png").write_bytes(base64.b64decode(picture))
     assert problems == []
 
