@@ -244,6 +244,22 @@ class TestSquare:
         expected = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 9]
         assert [int(square.halvings(q)) for q in queries] == expected
 
+    def test_queries_are_counted_from_zero_after_the_start(self, key, monkeypatch):
+        """Proposals that tell their query, each better than the one before."""
+
+        def tell(keys, images, bound, share):
+            return jnp.zeros_like(images), lambda keys, query, best: jnp.full_like(images, (query + 1) / 100)
+
+        monkeypatch.setattr(square, "_linf", tell)
+        images, labels = jnp.zeros((2, 4, 4, 3)), jnp.zeros(2, int)
+
+        def logits_fn(images):
+            return jnp.stack([1 - images.mean((1, 2, 3)), jnp.zeros(2)], axis=-1)
+
+        best, margins = square.search(key, logits_fn, images, labels, norm="linf", bound=0.1, queries=7)
+        np.testing.assert_allclose(best, 0.07, rtol=1e-6)  # the last query is number 6
+        np.testing.assert_allclose(margins, 0.93, rtol=1e-6)
+
     def test_bumps_are_sums_of_squares_around_the_centre(self):
         expected = np.zeros((3, 6))
         for ring in range(4):

@@ -326,6 +326,13 @@ def test_iaat_warms_up_with_one_budget():
     np.testing.assert_allclose(crafted.images - SITUATION.images, expected, atol=1e-6)
 
 
+def test_iaat_s_steps_reach_across_the_budget_however_few_they_are():
+    """Together they are twice the budget: a single one reaches the far side from any start."""
+    moved = _moved("iaat", bound=0.02, steps=1, step_size=1e-6, statistics="eval")
+    corners = np.where(SITUATION.correct, 0.02, 0)[:, None, None, None] * np.sign(SITUATION.towards)
+    np.testing.assert_allclose(moved, corners, atol=1e-6)
+
+
 def test_iaat_moves_each_budget_towards_what_holds():
     reach = SITUATION.distances / np.abs(SITUATION.unit).sum()  # the linf distance to the plane
     gamma = 0.004
