@@ -81,6 +81,25 @@ class TestEffectiveMultiplier:
         np.testing.assert_allclose(result.envelope, expected, rtol=1e-4)
         np.testing.assert_allclose(result.difference, expected, rtol=1e-4)
 
+    def test_values_that_reach_the_edge_of_the_box_stay_there(self, linear):
+        """A larger budget moves the others alone: the exact optimum in ball and box, by bisection of the scale."""
+        logits_fn, weights, _, images, labels = linear
+        images = np.where(images < 0.45, 0.02, np.where(images > 0.55, 0.98, images)).astype(np.float32)
+        slope = ((weights[:, 1] - weights[:, 0]) * np.where(labels == 0, 1, -1)[:, None]).reshape(images.shape)
+        low, high = np.zeros(6), np.full(6, 10.0)
+        for _ in range(60):
+            scale = (low + high) / 2
+            moved = np.clip(images + scale[:, None, None, None] * slope, 0, 1) - images
+            inside = np.linalg.norm(moved.reshape(6, -1), axis=-1) < 0.6
+            low, high = np.where(inside, scale, low), np.where(inside, high, scale)
+        free = (images + moved > 1e-6) & (images + moved < 1 - 1e-6)
+        assert ((moved != 0) & ~free).any((1, 2, 3)).all()
+        share = np.linalg.norm(np.where(free, slope, 0).reshape(6, -1), axis=-1)
+        expected = share * 0.6 / np.linalg.norm(np.where(free, moved, 0).reshape(6, -1), axis=-1)
+        result = multipliers(logits_fn, images, labels, center=0.6, half_width=0.01, loss="margin")
+        np.testing.assert_allclose(result.difference, expected, rtol=0.05)  # PGD ends short of the optimum
+        np.testing.assert_allclose(result.envelope, expected, rtol=0.05)
+
     def test_where_nothing_can_grow_it_is_zero(self, linear):
         *_, images, labels = linear
         result = multipliers(lambda x: jnp.zeros((len(x), 3)), images, labels)

@@ -128,6 +128,23 @@ def test_corner_search_combines_pixels_up_to_the_number_given(key):
         assert changed_pixels(attack(key, logits_fn, GREY, label), GREY).tolist() == [expected]
 
 
+def test_corner_search_tries_every_size_by_every_criterion(key):
+    """As many batches as the publication has rounds, on a network that nothing fools."""
+    batches = []
+
+    def logits_fn(images):
+        jax.debug.callback(lambda: batches.append(1))
+        return jnp.broadcast_to(jnp.array([3.0, 0.0, 0.0]), (len(images), 3))
+
+    images = np.full((2, 2, 2, 3), 0.5, np.float32)
+    attack = lj.attacks.create("corner_search", pixels=4, iterations=50, candidates=20, batch_size=16)
+    jax.block_until_ready(jax.jit(attack, static_argnums=1)(key, logits_fn, images, np.array([0, 1])))
+    jax.effects_barrier()
+    single = -(-4 * 8 // 16)  # 4 pixels of 8 colours
+    several = 3 * 3 * -(-50 // 16)  # 2, 3 and 4 pixels, by the margin and by each other class
+    assert len(batches) == 1 + single + several  # and a look at the clean images, of which the second is wrong already
+
+
 def test_corner_search_does_not_depend_on_its_batch_size(key):
     results = [
         lj.attacks.create("corner_search", pixels=3, iterations=100, candidates=40, batch_size=size)(

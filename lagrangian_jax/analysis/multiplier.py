@@ -51,7 +51,9 @@ def effective_multiplier(
 
     where F are the values strictly inside of the box; where that is all of them, :math:`\langle g, d \rangle / \|d\|`.
     As long as the search has not converged d is not quite along g, and this estimate the lower one: by 6 % of the mean
-    in 40 steps, and by 4 % in 200, on a slim robust network and 32 test images of CIFAR-10.
+    in 40 steps, and by 4 % in 200, on a slim robust network and 32 test images of CIFAR-10. Where the box holds many
+    values back both are too large, by 2 % on a linear network with a fifth of its values there: projected on the ball
+    after the box, as PGD's are, these values end just short of their edges.
 
     Args:
       key: a PRNG key, or one key an example (B,), as attacks take it; the search starts at the image and draws nothing.
