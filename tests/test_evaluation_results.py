@@ -9,6 +9,7 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax.evaluation import Row, cost, suites
+from lagrangian_jax.evaluation.result import canonical
 
 RESTARTS = Row("again", "pgd_linf", {"bound": 0.01, "steps": 2, "random_start": True, "restarts": 3})
 
@@ -171,8 +172,27 @@ def test_json_and_text(examples):
     assert lines[0].split() == ["attack", "correct", "accuracy", "mean", "l2", "mean", "linf", "gradients", "seconds"]
     assert len({len(line) for line in lines[:5]}) == 1
     assert "20/23" in lines[2]
+    assert lines[-1] == f"worst case {worst}/23, {100 * worst / 23:.2f} %"
     with pytest.raises(KeyError, match=r"the rows are .none., .fgsm., .gaussian_blur."):
         reference["stadv"]
+
+
+def test_the_printed_means_are_those_of_the_columns(examples):
+    unseen, union = suites.MEANS[0]
+    rows = [Row(column, "fgsm", {"bound": 0.004 * i}, column=column) for i, column in enumerate(union)]
+    result = run(examples, rows)
+    correct = {name: float(rows["correct"].mean()) for name, rows in result.examples.items()}
+    assert len(set(correct.values())) > 3
+    means = [100 * np.mean([correct[column] for column in columns]) for columns in (unseen, union)]
+    worst = np.all([rows["correct"] for rows in result.examples.values()], axis=0).sum()
+    last = f"unseen mean {means[0]:.2f} %; union mean {means[1]:.2f} %; worst case {worst}/23, {100 * worst / 23:.2f} %"
+    assert str(result).splitlines()[-1] == last
+
+
+def test_equal_values_have_one_spelling():
+    """Parameters are the same in whatever order they were given."""
+    assert canonical({"steps": 3, "bound": np.float32(0.5)}) == canonical({"bound": 0.5, "steps": np.int64(3)})
+    assert canonical({"norm": float("inf")}) != canonical({"norm": None})
 
 
 # Suites

@@ -18,7 +18,7 @@ import pytest
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, main, models, parallel
 from lagrangian_jax import train as train_module
-from lagrangian_jax.build import check
+from lagrangian_jax.build import build_schedule, check
 from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.config import NotFinite
 from lagrangian_jax.models.resnet import ResNet
@@ -51,6 +51,7 @@ def _config(**fields):
         "data.validation": "32",
         "validation.steps": "2",
         "method.steps": "2",
+        "optimizer.schedule": "linear",
         **fields,
     }
     for field, value in quick.items():
@@ -85,6 +86,26 @@ def test_metrics_have_no_gaps(whole):
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [4, 8, 12]
     assert not lines[2]["best"]  # a clean epoch is no candidate
     assert {"loss", "clean_accuracy", "adversarial_accuracy", "perturbation_l2", "saturated"} <= set(lines[0])
+
+
+def test_the_learning_rate_of_a_line_is_that_of_its_last_step(whole):
+    schedule = build_schedule(_config(), 4)
+    lines = [line for line in _lines(whole[1]) if line["kind"] == "train"]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(
+        [float(schedule(line["step"] - 1)) for line in lines]
+    )
+    assert len({line["learning_rate"] for line in lines}) == len(lines)
+
+
+def test_the_counter_counts_what_is_classified_correctly():
+    rng = np.random.default_rng(0)
+    network, images = ResNet(stages=(1,), width=4), rng.integers(0, 256, (12, 8, 8, 3), np.uint8)
+    variables = network.init(jax.random.key(0), images[:1] / np.float32(255))
+    logits = network.apply(variables, images / np.float32(255), train=False)
+    labels = np.asarray(logits).argmax(-1)
+    labels[:5] = (labels[:5] + 1) % 10
+    count = train_module.build_counter(network, parallel.mesh())
+    assert count(variables["params"], variables["batch_stats"], images, labels) == 7
 
 
 def _stop_at(monkeypatch, step):
