@@ -2,6 +2,7 @@
 
 import math
 import operator
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,6 +46,9 @@ def check_evaluation(config: ConfigDict, dataset: data.Dataset) -> None:
     Writes nothing, so that it can come before a work directory is claimed.
     """
     _check_common(config, dataset)
+    for distance, path in distance_weights(config).items():
+        if not pathlib.Path(path).is_file():
+            raise ValueError(f"evaluation.{distance}: no such file: {path}")
     size = config.data.image_size
     evaluation.ready(config.evaluation.suite, distance_weights(config), (size, size, 3), len(dataset.classes))
 
@@ -72,7 +76,12 @@ def check(config: ConfigDict, dataset: data.Dataset) -> None:
     build_regularisation(config)
     build_optimizer(config, build_schedule(config, steps_per_epoch))
     attack = build_validation_attack(config)
-    if config.data.validation:  # an attack that cannot take the images would stop the run after its first epoch
+    if config.data.validation:  # what cannot be validated would stop the run after its first epoch
+        if not len(dataset.validation.labels):
+            raise ValueError(
+                f"data.validation: {config.data.validation} images are to be held out, and {dataset.name} comes "
+                "with none; its loader holds them out, or set --config.data.validation=0"
+            )
         attack.check((config.data.image_size, config.data.image_size, 3), len(dataset.classes))
 
 
@@ -91,8 +100,18 @@ def _check_ranges(config: ConfigDict, ranges: Mapping[str, tuple[int, float]]) -
 
 
 def _check_dataset(dataset: data.Dataset, image_size: int) -> None:
-    """Raises ValueError where images in memory are not what networks take, or labels are of no class."""
+    """Raises ValueError where images in memory are not what networks take, labels are of no class, or none can be
+    tested.
+    """
     wanted, last = (image_size, image_size, 3), len(dataset.classes) - 1
+    if last < 1:
+        raise ValueError(f"classes of {dataset.name}: expected two or more; got {list(dataset.classes)}")
+    indices = dataset.test.indices
+    if not len(indices) or len(np.unique(indices)) < len(indices):
+        raise ValueError(
+            f"test images of {dataset.name}: expected one or more, each with an index of its own; got {len(indices)} "
+            f"with {len(np.unique(indices))} indices"
+        )
     for name in ("train", "validation", "test"):
         split = getattr(dataset, name)
         if isinstance(split, data.Split) and (split.images.dtype != np.uint8 or split.images.shape[1:] != wanted):
@@ -190,7 +209,7 @@ def batches_of_epoch(config: ConfigDict, examples: int, devices: int = 1) -> int
 def distance_weights(config: ConfigDict) -> dict[str, str]:
     """The files of weights that the configuration names, by distance."""
     path = config.evaluation.lpips_alexnet
-    return {"lpips_alexnet": path} if path else {}
+    return {"lpips_alexnet": str(pathlib.Path(path).expanduser())} if path else {}
 
 
 def build_validation_attack(config: ConfigDict) -> attacks.Attack:
