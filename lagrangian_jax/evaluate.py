@@ -27,9 +27,9 @@ from lagrangian_jax import config as configuration
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m lagrangian_jax.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", required=True, help="a file of weights, or a work directory")
+    parser.add_argument("--weights", required=True, type=configuration.path, help="a file, or a work directory")
     parser.add_argument("--suite", help="overrides config.evaluation.suite")
-    parser.add_argument("--workdir", required=True, help="where rows, results and the report are written")
+    parser.add_argument("--workdir", required=True, type=configuration.path, help="for rows, results and the report")
     try:
         arguments, config = configuration.parse(argv, parser)
         if arguments.suite:
@@ -37,40 +37,69 @@ def main(argv: list[str]) -> int:
         configuration.prepare_jax(config)
     except configuration.UsageError as error:
         return configuration.fail(str(error), code=2)
-    return configuration.guarded(_evaluate_weights, config, pathlib.Path(arguments.workdir), arguments.weights)
+    return configuration.guarded(_evaluate_weights, config, arguments.workdir, arguments.weights)
 
 
-def _evaluate_weights(config: ConfigDict, workdir: pathlib.Path, weights: str) -> None:
+def _evaluate_weights(config: ConfigDict, workdir: pathlib.Path, weights: pathlib.Path) -> None:
     from lagrangian_jax import data, evaluation, parallel
     from lagrangian_jax.build import build_network, check_evaluation
-    from lagrangian_jax.workdir import open_workdir
+    from lagrangian_jax.workdir import made_with, open_workdir, summary_of_training
 
+    trained_with = made_with(weights)
     with configuration.usage():
         evaluation.suites.get(config.evaluation.suite)  # an unknown name is told before anything is loaded
+        _check_network(config, trained_with, weights)
+    weights_file(weights)
     parallel.start()
     dataset = data.load(config.data)
     with configuration.usage():
         check_evaluation(config, dataset)
     network = build_network(config, len(dataset.classes))
     size = config.data.image_size
-    variables = load_variables(pathlib.Path(weights), network, (size, size, 3))
+    variables = load_variables(weights, network, (size, size, 3))
     with open_workdir(workdir, config):
-        evaluate(config, workdir, dataset, variables, None)
+        evaluate(config, workdir, dataset, variables, summary_of_training(weights), trained_with)
+
+
+def _check_network(config: ConfigDict, trained_with: dict[str, Any] | None, weights: pathlib.Path) -> None:
+    """Of a training run the network is known: weights alone would not tell its normalisation or activation."""
+    if trained_with and "network" in trained_with:
+        here, there = (
+            configuration.plain(configuration.network_fields(given))
+            for given in (config.network, trained_with["network"])
+        )
+        different = configuration.differences(here, there)
+        if different:
+            raise ValueError(
+                f"--weights={weights} was trained with another network: {'; '.join(different)}. "
+                "Give that one, as --config.network.FIELD=VALUE."
+            )
+
+
+def weights_file(path: pathlib.Path) -> pathlib.Path:
+    """The weights that ``--weights`` names, those of a work directory in it; raises ValueError where there are none."""
+    run = (path / "config.json").is_file()
+    path = path / "weights.safetensors" if run else path
+    if not path.exists():
+        when = "; a training run writes it when it is complete" if run else ""
+        raise ValueError(f"--weights: no such file: {path}{when}")
+    return path
 
 
 def load_variables(path: pathlib.Path, network: Any, image_shape: tuple[int, int, int]) -> Any:
     """Variables from weights or a training run's work directory; raises ValueError where there are none."""
     from lagrangian_jax import interop
 
-    if (path / "config.json").is_file():
-        path = path / "weights.safetensors"
-    if not path.exists():
-        raise ValueError(f"--weights: no such file: {path}; a training run writes it when it is complete")
-    return interop.load(path, network, image_shape)
+    return interop.load(weights_file(path), network, image_shape)
 
 
 def evaluate(
-    config: ConfigDict, workdir: pathlib.Path, dataset: Any, variables: Any, training: dict[str, Any] | None
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    dataset: Any,
+    variables: Any,
+    training: dict[str, Any] | None,
+    trained_with: dict[str, Any] | None = None,
 ) -> None:
     """Runs the configured suite on the test set, writes ``results.json`` and the report, prints the table.
 
@@ -80,6 +109,7 @@ def evaluate(
       dataset: from `data.load`.
       variables: weights of the configured network.
       training: the summary of the training run, or None.
+      trained_with: the plain configuration of the training run, where it is another than ``config``.
     """
     import jax
 
@@ -89,7 +119,7 @@ def evaluate(
     result = attack(config, workdir, dataset, variables, test_images(config, dataset), config.evaluation.suite)
     if jax.process_index() != 0:
         return
-    results = to_json(result, config, dataset, training)
+    results = to_json(result, config, dataset, training, trained_with)
     write_whole(workdir / "results.json", json.dumps(results, indent=2) + "\n")
     info = interop.model_info(results)
     if info is not None:
@@ -103,10 +133,10 @@ def test_images(config: ConfigDict, dataset: Any) -> Any:
     from lagrangian_jax import data
     from lagrangian_jax.train import read_shares
 
-    test = read_shares(dataset.test, config.data.image_size, config.data.workers)
+    test = dataset.test
     if config.evaluation.examples:
         test = test.take(data.hold_out(test.labels, min(config.evaluation.examples, len(test.labels)))[1])
-    return test
+    return read_shares(test, config.data.image_size, config.data.workers)
 
 
 def attack(config: ConfigDict, workdir: pathlib.Path, dataset: Any, variables: Any, images: Any, suite: Any) -> Any:
@@ -155,10 +185,17 @@ def attack(config: ConfigDict, workdir: pathlib.Path, dataset: Any, variables: A
         )
 
 
-def to_json(result: Any, config: ConfigDict, dataset: Any, training: dict[str, Any] | None) -> dict[str, Any]:
+def to_json(
+    result: Any,
+    config: ConfigDict,
+    dataset: Any,
+    training: dict[str, Any] | None,
+    trained_with: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The content of ``results.json``: the evaluation's, and what data, network and training it is of.
 
-    With ``training`` also the configuration that it followed, less what may differ between its sittings.
+    With ``training`` also the configuration that it followed (``trained_with``, else ``config``), less what may differ
+    between its sittings.
     """
     from lagrangian_jax.workdir import fixed
 
@@ -167,7 +204,8 @@ def to_json(result: Any, config: ConfigDict, dataset: Any, training: dict[str, A
     given = {name: value for name, value in configuration.plain(config.network).items() if value is not None}
     results["network"] |= given | {"precision": config.precision}
     results["training"] = training
-    results["configuration"] = fixed(configuration.plain(config)) if training else None  # that of others is not known
+    followed = trained_with or configuration.plain(config)
+    results["configuration"] = fixed(followed) if training else None  # that of others is not known
     return results
 
 

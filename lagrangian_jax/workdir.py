@@ -1,9 +1,11 @@
 """A work directory: which configuration and images it belongs to, and that one run at a time writes to it."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ from ml_collections import ConfigDict
 from lagrangian_jax import methods, parallel
 from lagrangian_jax.config import differences, plain
 from lagrangian_jax.data import Dataset, Source, Split
+
+log = logging.getLogger(__name__)
 
 # Where data is and how fast it is read may change between two sittings of the same run; results do not depend on it.
 FREE = (("data", "dir"), ("data", "workers"), ("evaluation", "batch_size"), ("evaluation", "lpips_alexnet"))
@@ -47,12 +51,15 @@ def _claim(workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
     except BlockingIOError as error:
         raise ValueError(f"the work directory {workdir} is in use by another process") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        log.warning("%s is on a file system without locks: a second run in it would not be noticed", workdir)
     path = workdir / "config.json"
     if not path.exists():
         write_whole(path, json.dumps(plain(config), indent=2) + "\n")
         return
-    made_with = _read(path)
-    different = differences(fixed(plain(config)), fixed(_with_younger_parameters(made_with)))
+    different = differences(fixed(plain(config)), fixed(_with_younger_parameters(_read(path))))
     if different and {entry.name for entry in workdir.iterdir()} == {".lock", "config.json"}:
         write_whole(path, json.dumps(plain(config), indent=2) + "\n")  # what it was made with never began
     elif different:
@@ -60,6 +67,20 @@ def _claim(workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack
             f"{workdir} belongs to another configuration: {'; '.join(different)}. "
             "Give another --workdir, or the configuration it was made with."
         )
+
+
+def made_with(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The plain configuration that a work directory belongs to; None of anything else."""
+    path = workdir / "config.json"
+    return _read(path) if path.is_file() else None
+
+
+def summary_of_training(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Of the training run whose work directory this is, from where its door or its evaluation has put it; else None."""
+    if (workdir / "training.json").is_file():
+        return _read(workdir / "training.json")
+    results = workdir / "results.json"
+    return _read(results).get("training") if results.is_file() else None
 
 
 def same_data(workdir: pathlib.Path, dataset: Dataset) -> None:
@@ -75,7 +96,9 @@ def same_data(workdir: pathlib.Path, dataset: Dataset) -> None:
         if not path.exists():
             write_whole(path, json.dumps(here, indent=2) + "\n")
             return
-        different = differences(here, _read(path))
+        there = _read(path)
+        known = {name: {key: here[name][key] for key in here[name].keys() & there[name].keys()} for name in there}
+        different = differences(known, there)  # those begun with older versions tell less
         if different:
             raise ValueError(
                 f"the images of {dataset.name} are not those that {workdir} began with: {'; '.join(different)}. "
@@ -86,8 +109,17 @@ def same_data(workdir: pathlib.Path, dataset: Dataset) -> None:
 
 
 def _identity(split: Split | Source) -> dict[str, Any]:
-    content = np.asarray(split.labels, np.int64).tobytes() + np.asarray(split.indices, np.int64).tobytes()
-    return {"images": len(split.labels), "digest": hashlib.blake2b(content, digest_size=12).hexdigest()}
+    places = np.asarray(split.labels, np.int64).tobytes() + np.asarray(split.indices, np.int64).tobytes()
+    found = {"images": len(split.labels), "digest": _digest(places)}
+    files = getattr(split, "files", None)  # of a folder, whose images are numbered however they are called
+    if files is not None:
+        names = "\0".join(f"{file.parent.name}/{file.name}" for file in files)
+        found["files"] = _digest(names.encode(errors="surrogateescape"))
+    return found
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
@@ -107,11 +139,11 @@ def _read(path: pathlib.Path) -> Any:
         raise ValueError(f"{path} is damaged ({error}): restore it, or give another --workdir") from error
 
 
-def _with_younger_parameters(made_with: dict) -> dict:
+def _with_younger_parameters(config: dict) -> dict:
     """Of its method, at their defaults: what was added to a method since is off, and what was begun may go on."""
-    method = made_with.get("method", {})
+    method = config.get("method", {})
     younger = methods.parameters(method["name"]) if method.get("name") in methods.METHODS else {}
-    return {**made_with, "method": {**younger, **method}}
+    return {**config, "method": {**younger, **method}}
 
 
 def fixed(config: dict) -> dict:

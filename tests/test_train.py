@@ -21,6 +21,7 @@ from lagrangian_jax import train as train_module
 from lagrangian_jax.build import build_schedule, check
 from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.config import NotFinite
+from lagrangian_jax.data.flowers import FolderSource
 from lagrangian_jax.models.resnet import ResNet
 from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.signals import Interrupted
@@ -417,3 +418,21 @@ def test_torn_notes_of_the_images(dataset, tmp_path):
     (tmp_path / "data.json").write_text('{"train": ')
     with pytest.raises(ValueError, match=r"data\.json is damaged \(.*\): restore it, or give another --workdir"):
         same_data(tmp_path, dataset)
+
+
+def test_images_of_a_folder_are_known_by_their_names(dataset, tmp_path):
+    """Their numbers are the same in any folder with as many images a class."""
+
+    def folder(name, count=4):
+        files = tuple(pathlib.Path(f"/images/{name}/{i}.png") for i in range(count))
+        source = FolderSource(files, np.zeros(count, np.int32), np.arange(count, dtype=np.int32))
+        return data.Dataset("flowers", ("a", "b"), source, source, source, "")
+
+    same_data(tmp_path, folder("cats"))
+    same_data(tmp_path, folder("cats"))
+    with pytest.raises(ValueError, match=r"the images of flowers are not those .*: test\.files: "):
+        same_data(tmp_path, folder("cars"))
+    written = json.loads((tmp_path / "data.json").read_text())
+    older = {name: {key: value for key, value in split.items() if key != "files"} for name, split in written.items()}
+    (tmp_path / "data.json").write_text(json.dumps(older))
+    same_data(tmp_path, folder("cars"))  # a run of an older version did not note them

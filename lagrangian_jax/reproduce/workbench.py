@@ -24,7 +24,7 @@ from lagrangian_jax.main import train_and_keep
 from lagrangian_jax.models.forward import apply
 from lagrangian_jax.reproduce import networks
 from lagrangian_jax.reproduce.networks import QUICK_STEPS, Network
-from lagrangian_jax.workdir import open_workdir, write_whole
+from lagrangian_jax.workdir import open_workdir, summary_of_training, write_whole
 
 GRID_IMAGES = 1000  # training images to choose step sizes on, where the configuration holds none out for validation
 # What "quick" shortens of an attack.
@@ -93,7 +93,7 @@ class Workbench:
                     module = build_network(config, len(dataset.classes))
                     size = config.data.image_size
                     variables = load_weights(workdir / "weights.safetensors", module, (size, size, 3))
-                    summary = _summary(workdir)
+                    summary = summary_of_training(workdir)
                 else:
                     print(f"training {name} in {workdir}", flush=True)
                     variables, summary = train_and_keep(config, workdir, dataset)
@@ -285,14 +285,6 @@ def shortened(row: Row) -> Row:
 def origin() -> dict[str, Any]:
     """The software and the machine, as results name them."""
     return {"versions": runner.versions(), "device": runner.device(parallel.mesh())}
-
-
-def _summary(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """Of the training, from where its door or its evaluation has put it."""
-    if (workdir / "training.json").is_file():
-        return json.loads((workdir / "training.json").read_text())
-    results = workdir / "results.json"
-    return json.loads(results.read_text()).get("training") if results.is_file() else None
 
 
 def _evaluated_as_there(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
