@@ -167,6 +167,13 @@ def evaluation_statistics(config: ConfigDict) -> None:
             config.method[field] = "eval"
 
 
+def path(text: str) -> pathlib.Path:
+    """The type of arguments that are paths: a shell leaves the ~ of ``--workdir=~/runs`` as it is."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got nothing")
+    return pathlib.Path(text).expanduser()
+
+
 class UsageError(Exception):
     """Wrong input from the command line: shown as one line, exit code 2."""
 
@@ -208,8 +215,8 @@ def parse(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[argpars
 def load(spec: str) -> ConfigDict:
     """The locked configuration of ``FILE[:options]``; a bare name means a packaged file, as ``cifar10:pgd_l2``."""
     name, _, options = spec.partition(":")
-    path = pathlib.Path(name)
-    if not path.suffix and not path.exists():
+    path = pathlib.Path(name).expanduser()
+    if not path.suffix and not path.is_file():  # a folder may have the name of a packaged one
         path = packaged() / f"{name}.py"
     if not path.is_file():
         known = sorted(p.stem for p in packaged().glob("*.py") if p.stem != "__init__")
@@ -247,9 +254,9 @@ def set_field(config: ConfigDict, field: str, text: str) -> None:
     if field == "network.name":
         before, after = models.parameters(config.network.name), models.parameters(text)
         changed = {key: value for key, value in config.network.items() if key in after and value != before[key]}
-        config.network = _network({**changed, "name": text})
+        config.network = network_fields({**changed, "name": text})
     elif field.startswith("network."):
-        config.network = _network(config.network)
+        config.network = network_fields(config.network)
     *parents, last = field.split(".")
     holder = config
     for depth, name in enumerate([*parents, last]):
@@ -265,8 +272,8 @@ def set_field(config: ConfigDict, field: str, text: str) -> None:
     holder[last] = _read(field, text, old)
 
 
-def _network(given: Mapping[str, Any]) -> ConfigDict:
-    """A network's name and all its parameters that a configuration sets."""
+def network_fields(given: Mapping[str, Any]) -> ConfigDict:
+    """A network's name and all its parameters that a configuration sets, those that are not given at their defaults."""
     set_elsewhere = ("num_classes", "axis_name", "dtype")
     known = {key: value for key, value in models.parameters(given["name"]).items() if key not in set_elsewhere}
     return ConfigDict({**known, **given}).lock()
@@ -336,7 +343,7 @@ def prepare_jax(config: ConfigDict) -> None:
     import jax
 
     if not jax.config.values["jax_compilation_cache_dir"]:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "lagrangian_jax" / "compiled"))
 
 

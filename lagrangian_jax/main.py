@@ -18,14 +18,14 @@ from lagrangian_jax import config as configuration
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m lagrangian_jax.main", description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", help="where everything is written; runs/<configuration> by default")
+    parser.add_argument("--workdir", type=configuration.path, help="for everything; runs/<configuration> by default")
     try:
         arguments, config = configuration.parse(argv, parser)
         configuration.prepare_jax(config)
     except configuration.UsageError as error:
         return configuration.fail(str(error), code=2)
-    name = re.sub(r"\.py\b|[^\w.-]+", "-", pathlib.Path(arguments.config).name.replace(".py", "")).strip("-")
-    return configuration.guarded(run, config, pathlib.Path(arguments.workdir or f"runs/{name}"))
+    name = re.sub(r"[^\w.-]+", "-", pathlib.Path(arguments.config).name.replace(".py", "")).strip("-")
+    return configuration.guarded(run, config, arguments.workdir or pathlib.Path(f"runs/{name}"))
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

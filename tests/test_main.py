@@ -4,14 +4,16 @@ import functools
 import json
 import os
 import pathlib
+import re
 import signal
 
 import numpy as np
 import pytest
 
+from lagrangian_jax import build, data, evaluate, main, models
 from lagrangian_jax import config as configuration
-from lagrangian_jax import evaluate, main, models
 from lagrangian_jax.models.resnet import ResNet
+from lagrangian_jax.workdir import open_workdir
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +60,22 @@ def test_whole_program(tmp_path, capfd):
         one, other = np.load(row), np.load(tmp_path / "again" / "evaluation" / row.name)
         for column in ("index", "label", "prediction", "correct", "l2", "linf"):
             np.testing.assert_array_equal(one[column], other[column])
-    assert json.loads((tmp_path / "again" / "results.json").read_text())["configuration"] is None
+    # Of a work directory it is known how the weights came about, and of what network they are.
+    other = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert [other[key] for key in ("training", "configuration")] == [results["training"], results["configuration"]]
+    capfd.readouterr()
+    assert evaluate.main([*again, "--config.network.normalisation=half"]) == 2
+    error = capfd.readouterr().err
+    assert "run was trained with another network: normalisation: None there, 'half' here. Give that one" in error
+    # In the same work directory nothing is attacked again, and nothing is lost.
+    before = (tmp_path / "run" / "results.json").read_text()
+    assert evaluate.main([*arguments[:-1], f"--weights={tmp_path / 'run'}", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads(before)
+    weights = f"--weights={tmp_path / 'run' / 'weights.safetensors'}"  # of a file it is not known
+    assert evaluate.main([*arguments[:-1], weights, f"--workdir={tmp_path / 'file'}"]) == 0
+    other = json.loads((tmp_path / "file" / "results.json").read_text())
+    assert (other["training"], other["configuration"]) == (None, None)
+    capfd.readouterr()
     assert evaluate.main([*again, "--suite=quik"]) == 2
     assert "did you mean 'quick'?" in capfd.readouterr().err
     assert evaluate.main([*arguments[:-1], f"--weights={tmp_path / 'none'}", f"--workdir={tmp_path / 'third'}"]) == 1
@@ -126,6 +143,62 @@ def test_wrong_values_are_one_line(capfd, tmp_path, field, expected):
     assert expected in error
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_may_have_the_name_of_a_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert configuration.load("digits:smoke").data.name == "digits"
+
+
+def test_a_home_directory_in_a_path_is_found(tmp_path, monkeypatch):
+    """A shell leaves the ~ of --workdir=~/run as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert configuration.path("~/run") == tmp_path / "run"
+    begun = []
+    monkeypatch.setattr(configuration, "guarded", lambda function, config, workdir: begun.append(workdir) or 0)
+    assert main.main(["--config=digits:smoke", "--workdir=~/run"]) == 0
+    assert begun == [tmp_path / "run"]
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main(["--config=digits:smoke", "--weights=~/w.pt", "--workdir="])
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
+    import errno
+    import fcntl
+
+    def no_locks(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with open_workdir(tmp_path / "run", configuration.load("digits:smoke")):
+        assert (tmp_path / "run" / "config.json").exists()
+    assert "a file system without locks" in caplog.text
+
+
+def _dataset(**splits):
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1], np.int32)
+    split = data.Split(images, labels, np.arange(4, dtype=np.int32))
+    given = {"train": split, "validation": split, "test": split, "classes": ("a", "b"), **splits}
+    return data.Dataset(name="mine", remark="", **given)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (dict(classes=("a",)), "classes of mine: expected two or more; got ['a']"),
+        (dict(test=_dataset().test.take(slice(0))), "test images of mine: expected one or more"),
+        (dict(test=_dataset().test.take(np.array([0, 0, 1]))), "got 3 with 2 indices"),
+        (dict(validation=_dataset().test.take(slice(0))), "data.validation: 4 images are to be held out, and mine"),
+    ],
+)
+def test_data_that_would_stop_the_run_later_is_refused_at_once(wrong, expected):
+    config = configuration.load("digits:smoke").unlock()
+    config.data.update(image_size=8, validation=4)
+    config.train.update(batch_size=4, steps=1)
+    build.check(config, _dataset())
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        build.check(config, _dataset(**wrong))
 
 
 def test_unwritable_work_directory(capfd, tmp_path):

@@ -23,7 +23,7 @@ from lagrangian_jax.names import unknown
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m lagrangian_jax.reproduce", description=__doc__.splitlines()[0])
     parser.add_argument("name", help="table1 ... table7, f2b, figure2 ... figure5, figure8, figure9, or all")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="where networks and results are kept")
+    parser.add_argument("--workdir", required=True, type=configuration.path, help="where networks and results are kept")
     parser.add_argument("--preset", default="paper", help="paper, fast, slim, comparison or quick")
     parser.add_argument("--methods", default="", help="only networks of these training methods, separated by spaces")
     parser.add_argument(
@@ -74,14 +74,15 @@ def prepare(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str], 
 
 def _elsewhere(given: str, every: Mapping[str, Any]) -> tuple[str, pathlib.Path]:
     """The name and the work directory of ``--use``."""
-    name, equals, path = given.partition("=")
-    if not equals or not path:
+    name, _, text = given.partition("=")
+    path = pathlib.Path(text).expanduser()
+    if not text:
         raise ValueError(f"--use: expected NAME=WORKDIR, as cifar10-lagrangian=runs/cifar10; got {given!r}")
     if name not in every:
         raise unknown("network", name, every)
-    if not (pathlib.Path(path) / "weights.safetensors").is_file():
+    if not (path / "weights.safetensors").is_file():
         raise ValueError(f"--use: {path} holds no trained network (weights.safetensors)")
-    return name, pathlib.Path(path)
+    return name, path
 
 
 def _rate(text: str) -> float:
