@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -328,11 +329,31 @@ def test_missing_data_set_names_the_place_and_the_command(tmp_path, monkeypatch,
 def test_data_set_in_another_format(tmp_path):
     (tmp_path / "cifar10" / "3.0.2").mkdir(parents=True)
     (tmp_path / "cifar10" / "3.0.2" / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
-    with pytest.raises(data.DataError, match="prepared as tfrecord"):
+    with pytest.raises(data.DataError, match="prepared as tfrecord") as raised:
         data.load(SimpleNamespace(name="cifar10", dir=str(tmp_path)))
+    # TFDS keeps one format in a folder, so that preparing in the same one would fail.
+    other = tmp_path / "array_record"
+    assert f"with TFDS_DATA_DIR={other} or --config.data.dir={other}, and prepare it there" in str(raised.value)
+    assert str(raised.value).endswith(f"prepare cifar10 --dir {other}")
+    with pytest.raises(data.DataError, match=rf"prepared as tfrecord.*prepare cifar10 --dir {other}$"):
+        prepare.prepare("cifar10", str(tmp_path))
     (tmp_path / "cifar10" / "3.0.2" / "dataset_info.json").write_text("{")
     with pytest.raises(data.DataError, match=r"dataset_info\.json: cannot be read"):
         data.load(SimpleNamespace(name="cifar10", dir=str(tmp_path)))
+
+
+def test_printed_commands_hold_with_a_space_in_the_path(tmp_path):
+    folder = tmp_path / "data sets"
+    with pytest.raises(data.DataError) as raised:
+        data.load(SimpleNamespace(name="cifar10", dir=str(folder)))
+    assert shlex.split(str(raised.value).partition("&& ")[2])[-2:] == ["--dir", str(folder)]
+    (folder / "cifar10" / "3.0.2").mkdir(parents=True)
+    (folder / "cifar10" / "3.0.2" / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
+    with pytest.raises(data.DataError) as raised:
+        data.load(SimpleNamespace(name="cifar10", dir=str(folder)))
+    other = folder / "array_record"
+    assert shlex.split(str(raised.value).partition("&& ")[2])[-2:] == ["--dir", str(other)]
+    assert f"with 'TFDS_DATA_DIR={other}' or '--config.data.dir={other}', and" in str(raised.value)
 
 
 def test_newest_version(tmp_path):

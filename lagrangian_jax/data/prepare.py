@@ -10,8 +10,10 @@ ILSVRC2012_img_val.tar, must be there, since its site asks for an account.
 import argparse
 import importlib.util
 import os
+import pathlib
 import sys
 
+from lagrangian_jax.data import records
 from lagrangian_jax.names import unknown
 
 NAMES = {
@@ -31,11 +33,12 @@ def prepare(name: str, directory: str, archives: str | None = None) -> str:
       archives: a directory with archives that are not to be downloaded.
 
     Raises:
-      ValueError: for an unknown name.
+      ValueError: for an unknown name, or if the directory holds the data set in another format.
       ModuleNotFoundError: without TensorFlow.
     """
     if name not in NAMES:
         raise unknown("data set", name, NAMES)
+    records.readable(NAMES[name], pathlib.Path(directory).expanduser())
     if importlib.util.find_spec("tensorflow") is None:
         raise ModuleNotFoundError(
             "preparing a data set needs TensorFlow (reading it does not): pip install 'lagrangian_jax[prepare]'"

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,23 +24,40 @@ def find(name: str, config: Any) -> pathlib.Path:
     Raises:
       DataError: if there is none, or only in a format without random access; it says which command prepares it.
     """
-    folder = directory(config) / name
-    prepare = (
-        f"Prepare it once with: pip install 'lagrangian_jax[prepare]' && "
-        f"python -m lagrangian_jax.data.prepare {name} --dir {directory(config)}"
+    found = readable(name, directory(config))
+    if not found:
+        raise DataError(
+            f"{name}: not found in {directory(config) / name} "
+            "(from --config.data.dir, else TFDS_DATA_DIR, else ~/tensorflow_datasets). "
+            f"Prepare it once with: {_command(name, directory(config))}"
+        )
+    return max(found, key=lambda path: _version(path.name))
+
+
+def readable(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
+    """The prepared versions of a data set that have random access; none if none is prepared.
+
+    Raises:
+      DataError: if all that are prepared are in other formats. TFDS keeps to the format that it finds in a folder, so
+        it says how to prepare the data set in another folder.
+    """
+    prepared = [path.parent for path in (folder / name).glob("*/dataset_info.json") if _version(path.parent.name)]
+    found = [path for path in prepared if _format(path) == "array_record"]
+    if prepared and not found:
+        other = folder / "array_record"
+        raise DataError(
+            f"{name}: {prepared[0]} was prepared as {_format(prepared[0])}, which only TensorFlow reads. "
+            f"Name another folder, with {shlex.quote(f'TFDS_DATA_DIR={other}')} or "
+            f"{shlex.quote(f'--config.data.dir={other}')}, and prepare it there once with: {_command(name, other)}"
+        )
+    return found
+
+
+def _command(name: str, folder: pathlib.Path) -> str:
+    return (
+        "pip install 'lagrangian_jax[prepare]' && "
+        f"python -m lagrangian_jax.data.prepare {name} --dir {shlex.quote(str(folder))}"
     )
-    prepared = [path.parent for path in folder.glob("*/dataset_info.json") if _version(path.parent.name)]
-    if not prepared:
-        raise DataError(
-            f"{name}: not found in {folder} (from --config.data.dir, else TFDS_DATA_DIR, else ~/tensorflow_datasets). "
-            + prepare
-        )
-    readable = [path for path in prepared if _format(path) == "array_record"]
-    if not readable:
-        raise DataError(
-            f"{name}: {prepared[0]} was prepared as {_format(prepared[0])}, which only TensorFlow reads. {prepare}"
-        )
-    return max(readable, key=lambda path: _version(path.name))
 
 
 def _version(name: str) -> tuple[int, ...]:
