@@ -365,8 +365,14 @@ def test_newest_version(tmp_path):
 
 @pytest.mark.parametrize("validation", [-1, 1437, 1438])
 def test_validation_that_leaves_nothing_to_train_on(validation):
-    with pytest.raises(data.DataError, match=rf"validation: .*1437.*got {validation}"):
+    with pytest.raises(data.DataError, match=rf"^data\.validation: expected 0 to 1436 .*got {validation}$"):
         data.load(SimpleNamespace(name="digits", validation=validation))
+
+
+@pytest.mark.parametrize("count", [-1, 4])
+def test_hold_out_of_more_than_there_are_is_not_about_a_field(count):
+    with pytest.raises(data.DataError, match=rf"^count: expected 0 to 3 images to hold out, got {count}$"):
+        hold_out(np.zeros(3, np.int32), count)
 
 
 def test_cifar10_has_one_size(small_cifar10):

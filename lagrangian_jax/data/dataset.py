@@ -88,7 +88,7 @@ def hold_out(labels: np.ndarray, count: int, seed: int = SEED) -> tuple[np.ndarr
     (6, 2, [0, 1])
     """
     if not 0 <= count <= len(labels):
-        raise DataError(f"validation: expected 0 to {len(labels)} images (there are no more for training), got {count}")
+        raise DataError(f"count: expected 0 to {len(labels)} images to hold out, got {count}")
     rng = np.random.default_rng(seed)
     # An image's quantile within its class, in random order: the images below a common quantile are a fair share of
     # every class, and the small random term settles which classes give one more when the shares are not whole.
@@ -102,7 +102,10 @@ def hold_out(labels: np.ndarray, count: int, seed: int = SEED) -> tuple[np.ndarr
 
 def divide(train: Any, test: Any, validation: int) -> dict[str, Any]:
     """``train`` less its validation images, those, and ``test``, by the names that `Dataset` has for them."""
+    if validation and not 0 <= validation < len(train.labels):
+        raise DataError(
+            f"data.validation: expected 0 to {len(train.labels) - 1} of the {len(train.labels)} training images, "
+            f"got {validation}"
+        )
     kept, held = hold_out(train.labels, validation)
-    if validation and not len(kept):
-        raise DataError(f"validation: expected fewer than the {len(train.labels)} training images, got {validation}")
     return {"train": train.take(kept), "validation": train.take(held), "test": test}
