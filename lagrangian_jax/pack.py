@@ -250,15 +250,18 @@ def _check_free(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder that takes its name when it is complete."""
+    """A folder that takes its name when it is complete; an empty one that is there is filled then."""
+    folder = folder.resolve()  # "." has no name
     making = folder.with_name(f".{folder.name}.making")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     try:
         yield making
-        if folder.is_dir():
-            folder.rmdir()
-        making.replace(folder)
+        if folder.is_dir():  # stays, since a shell may be in it; the manifest comes last
+            for path in sorted(making.iterdir(), reverse=True):
+                path.replace(folder / path.name)
+        else:
+            making.replace(folder)
     finally:
         shutil.rmtree(making, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 import shutil
 import signal
 
@@ -114,6 +115,19 @@ def test_goes_on_elsewhere_as_in_place(stopped, config, dataset):
     lines = (stopped / "elsewhere" / "metrics.jsonl").read_text().splitlines()
     steps = [line["step"] for line in map(json.loads, lines) if line["kind"] == "train"]
     assert steps == list(range(1, 10))  # the metrics so far, and those since
+
+
+def test_into_the_empty_folder_that_one_is_in(stopped, tmp_path, monkeypatch, capsys):
+    for name in ("packed", "run"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "packed")
+    assert pack.main([str(stopped / "run"), "."]) == 0, capsys.readouterr().err
+    assert pathlib.Path(pack.MANIFEST).is_file()  # by its relative name: the folder is filled, not another in its place
+    monkeypatch.chdir(tmp_path / "run")
+    assert pack.main(["../packed", ".", "--unpack"]) == 0, capsys.readouterr().err
+    assert pathlib.Path("config.json").read_bytes() == (stopped / "run" / "config.json").read_bytes()
+    assert Checkpoints(tmp_path / "run" / "checkpoints" / "last", keep=2).read()[0] == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "run"]  # nothing half made is left
 
 
 def test_damage_is_one_line(stopped, tmp_path, capsys):
