@@ -71,8 +71,8 @@ def load(config: Any) -> Dataset:
     train, test = (everything.take(rows) for rows in hold_out(labels, round(TEST_SHARE * len(labels))))
     return Dataset(
         name="flowers",
-        # A name that is not UTF-8, of an archive from Windows, could not be written into a report. Its bytes are spelled
-        # out (L\xf6wenzahn), so that no two folders become one class.
+        # A name that is not UTF-8, of an archive from Windows, could not be written into a report. Its bytes are
+        # spelled out (L\xf6wenzahn), so that no two folders become one class.
         classes=tuple(os.fsencode(name).decode(errors="backslashreplace") for name in classes),
         **divide(train, test, getattr(config, "validation", 0)),
         remark=f"{len(files):,} images from class folders; {len(test):,} of them, fixed, are the test set. "
