@@ -248,7 +248,7 @@ def test_real_cifar10(cifar10_test):
 # ---- Class folders -------------------------------------------------------------------------------
 
 
-def test_class_folders_whose_names_are_not_utf8(tmp_path, monkeypatch):
+def test_class_folders_whose_names_are_not_utf8(tmp_path):
     """As archives from Windows unpack; a class's name goes into files that are UTF-8, and stays one of its own."""
     names = [b"L\xe4wenzahn", b"L\xf6wenzahn", "Löwenzahn".encode()]
     try:
@@ -259,7 +259,6 @@ def test_class_folders_whose_names_are_not_utf8(tmp_path, monkeypatch):
     for folder in tmp_path.iterdir():
         for i in range(5):
             (folder / f"{i}.png").write_bytes(encoded(np.zeros((8, 8, 3), np.uint8)))
-    monkeypatch.setattr(cache, "fingerprint", lambda files: "0" * 16)  # which takes paths in UTF-8 alone
     dataset = data.load(SimpleNamespace(name="flowers", dir=str(tmp_path), cache_dir=str(tmp_path / ".cache")))
     assert sorted(dataset.classes) == ["L\\xe4wenzahn", "L\\xf6wenzahn", "Löwenzahn"]
     assert {os.fsencode(file.parent.name) for file in dataset.train.files} == set(names)
