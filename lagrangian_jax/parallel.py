@@ -44,7 +44,8 @@ def start() -> None:
             int(os.environ["JAX_PROCESS_ID"]),
         )
     elif (
-        any(environment(name, "1") not in ("", "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+        # Of the step that srun starts: the number of an allocation's tasks is set in its shells and notebooks, too.
+        any(environment(name, "1") not in ("", "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
         or len(environment("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
         or environment("LAGRANGIAN_JAX_DISTRIBUTED") == "1"
     ):

@@ -4,7 +4,7 @@
 # The arguments are those of `python -m lagrangian_jax.main`. Given again, it goes on where it stopped; exit code 75 asks
 # for that (a machine that is taken away sends SIGTERM first).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+here=$(cd "$(dirname "$0")" && pwd)
 
 dry_run=no
 if [ "${1:-}" = --dry-run ]; then
@@ -14,11 +14,11 @@ fi
 command=("${PYTHON:-python3}" -m lagrangian_jax.main "$@")
 
 if [ "$dry_run" = yes ]; then
-  bash launch/env.sh --dry-run gpu
+  bash "$here/env.sh" --dry-run gpu
   printf '%q ' exec "${command[@]}"
   echo
   exit 0
 fi
 # shellcheck source=launch/env.sh
-source launch/env.sh gpu
+source "$here/env.sh" gpu
 exec "${command[@]}"

@@ -46,15 +46,19 @@ on_all_hosts() {
   tpu ssh "$name" --worker=all --command="$1"
 }
 
-prepare() {
+create() {
   tpu create "$name" --accelerator-type="$type" --version="$runtime" --spot
-  run git archive --output=/tmp/lagrangian_jax.tar.gz HEAD
-  tpu scp /tmp/lagrangian_jax.tar.gz "$name:" --worker=all
-  on_all_hosts "set -e
-    sudo mkdir -p /nfs && sudo mount -t nfs $nfs /nfs
-    mkdir -p lagrangian_jax && tar -xzf lagrangian_jax.tar.gz -C lagrangian_jax
+}
+
+# Before every run, so that a mended checkout or a mended address of the share reaches a slice that is there already.
+install() {
+  run git archive --output=/tmp/lagrangian_jax.tar.gz HEAD &&
+    tpu scp /tmp/lagrangian_jax.tar.gz "$name:" --worker=all &&
+    on_all_hosts "set -e
+    mountpoint -q /nfs || { sudo mkdir -p /nfs && sudo mount -t nfs $nfs /nfs; }
+    rm -rf lagrangian_jax && mkdir lagrangian_jax && tar -xzf lagrangian_jax.tar.gz -C lagrangian_jax
     [ -x .local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh # the hosts' own Python may be older than 3.11
-    .local/bin/uv venv --python 3.12 venv
+    [ -d venv ] || .local/bin/uv venv --python 3.12 venv
     .local/bin/uv pip install -q --python venv/bin/python -e 'lagrangian_jax[tpu]'"
 }
 
@@ -68,13 +72,14 @@ train="cd lagrangian_jax && source launch/env.sh tpu && export LAGRANGIAN_JAX_DI
 ../venv/bin/python -m lagrangian_jax.main $arguments"
 
 if [ "$dry_run" = yes ]; then
-  prepare
+  create
+  install
   on_all_hosts "$train"
   echo "taken away, or exit code 75: the same again"
   exit 0
 fi
-[ "$(state)" = ABSENT ] && prepare
-until on_all_hosts "$train"; do
+[ "$(state)" != ABSENT ] || create
+until install && on_all_hosts "$train"; do
   case $(state) in
     READY)
       echo "the run failed, its message is above; given again, this command goes on where it stopped" >&2
@@ -83,6 +88,5 @@ until on_all_hosts "$train"; do
     ABSENT) ;;
     *) tpu delete "$name" --quiet ;;
   esac
-  sleep 60 # spot capacity comes back in minutes, if it does
-  until prepare; do sleep 60; done
+  until sleep 60 && create; do :; done # spot capacity comes back in minutes, if it does
 done

@@ -115,7 +115,7 @@ def test_gpu(tmp_path):
     path = stand_in(tmp_path, "python3", 'echo "$PWD|$JAX_PLATFORMS|$5"; exit 75')
     done = bash(LAUNCH / "gpu.sh", *FIELDS, "--config.seed=1", check=False, PATH=path)
     assert done.returncode == 75
-    assert done.stdout.strip() == f"{ROOT}|cuda,cpu|--config.seed=1"
+    assert done.stdout.strip() == "/|cuda,cpu|--config.seed=1"  # where it was called: relative paths are of there
 
 
 def test_slurm(tmp_path):
@@ -173,12 +173,32 @@ def test_tpu_is_created_again_when_it_is_taken_away(tmp_path):
     assert verbs == ["describe", *once, "describe", "delete", *once]
 
 
-def test_tpu_run_that_fails_is_not_run_again(tmp_path):
-    path = stand_in(tmp_path, "gcloud", 'case "$4" in describe) echo READY ;; ssh) exit 1 ;; esac')
-    done = bash(LAUNCH / "tpu_vm.sh", "mine", "zone", "v6e-8", "nfs:/x", "--", *FIELDS, check=False, PATH=path)
-    assert done.returncode == 1
-    assert "the run failed" in done.stderr
-    assert [line.split()[4] for line in calls(tmp_path)] == ["describe", "ssh", "describe"]
+@pytest.mark.parametrize(("fails", "reached"), [("*mount*", ["ssh"]), ("*lagrangian_jax.main*", ["ssh", "ssh"])])
+def test_tpu_run_that_fails_is_not_run_again(tmp_path, fails, reached):
+    """Given again after something was mended, what is new is sent to the slice that is there."""
+    path = stand_in(
+        tmp_path, "gcloud", f'case "$4" in describe) echo READY ;; ssh) case "$*" in {fails}) exit 1 ;; esac ;; esac'
+    )
+    for _ in range(2):
+        done = bash(LAUNCH / "tpu_vm.sh", "mine", "zone", "v6e-8", "nfs:/x", "--", *FIELDS, check=False, PATH=path)
+        assert done.returncode == 1
+        assert "the run failed" in done.stderr
+    verbs = [line.split()[4] for line in calls(tmp_path) if line.startswith("gcloud")]
+    assert verbs == ["describe", "scp", *reached, "describe"] * 2
+
+
+def test_an_allocation_of_several_tasks_is_not_yet_a_job_of_several_processes(monkeypatch):
+    """SLURM sets the number of tasks in the shells and notebooks of an allocation; srun sets that of its step."""
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: joined.append(given))
+    for name in ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    parallel.start()
+    assert joined == []
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    parallel.start()
+    assert joined == [()]
 
 
 def test_gke():
