@@ -199,7 +199,7 @@ def test_one_example_alone_as_in_a_batch(problem):
 def test_float32_where_jax_has_float64(case):
     """A program that switches it on for its own sake gets the same types; the attack is traced, not compiled."""
     name, (bounds, parameters) = case.split()[0], CASES[case]
-    best = {"keep": "best"} if "keep" in lj.attacks.create(name, **parameters).parameters else {}
+    best = {"keep": "best"} if "keep" in lj.attacks.create(name, **bounds, **parameters).parameters else {}
     attack = lj.attacks.create(name, **bounds, **parameters, **best)
 
     def logits_fn(images):

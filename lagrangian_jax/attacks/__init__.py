@@ -85,6 +85,9 @@ STAGED: dict[str, Callable[..., Any]] = {
 # Whose ball is that of linf; for others ``norm`` says it.
 LINF = ("fgsm", "mi_fgsm", "pgd_linf", "mpgd")
 
+# Which draw random numbers besides those of their start.
+RANDOM = ("gabor", "snow")
+
 __all__ = ["ATTACKS", "STAGED", "Attack", "Execution", "Stage", "Standing", "create", "execute", "in_batches", "names"]
 
 
@@ -99,7 +102,8 @@ def create(name: str, **parameters: Any) -> Attack:
     Args:
       name: one of `names()`.
       **parameters: of that attack, see its function; besides, any attack with ``random_start`` or ``init_std`` takes
-        ``restarts`` (it runs again, with other random numbers, on the examples that still hold).
+        ``restarts`` (it runs again, with other random numbers, on the examples that still hold). With ``norm="l2"`` the
+        bound must be given.
 
     Returns:
       an `Attack`, called as ``attack(key, logits_fn, images, labels)``.
@@ -126,12 +130,17 @@ def create(name: str, **parameters: Any) -> Attack:
     values = {**defaults, **parameters}
     in_linf = name in LINF or values.get("norm") == "linf"
     check_ranges(f"attack {name!r}", values, {**RANGES, "bound": LINF_BOUND} if in_linf else RANGES)
+    if values.get("norm") == "l2" and "bound" in defaults and "bound" not in parameters:
+        raise ValueError(f"attack {name!r}: bound must be given with norm='l2', as 1.0; the default is one of linf")
     if name in STAGED:
         return Attack(name, values, tuple(function(**values)), survivors=True)
     restarts = values.pop("restarts", None) or 1
     plain = functools.partial(function, **values)
     if restarts == 1:
         return Attack(name, values, (Stage(plain),))
+    if not (values.get("random_start") or values.get("init_std") or name in RANDOM):
+        start = "random_start=True" if "random_start" in values else "init_std above 0"
+        raise ValueError(f"attack {name!r}: restarts would all be the same; give {start}")
 
     def again(keys, logits_fn, images, labels, restart):
         keys = example_keys(keys, images.shape[0])
