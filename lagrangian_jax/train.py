@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from lagrangian_jax import data, methods, parallel
+from lagrangian_jax.attacks.attack import predictions
 from lagrangian_jax.build import (
     batches_of_epoch,
     build_method,
@@ -270,7 +271,7 @@ def build_validation(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         images = unit_interval(images)
         adversarial = attack(keys, logits_fn, images, labels)
-        correct = [jnp.sum(real & (jnp.argmax(logits_fn(x), -1) == labels)) for x in (images, adversarial)]
+        correct = [jnp.sum(real & (predictions(logits_fn(x)) == labels)) for x in (images, adversarial)]
         return jax.lax.psum(jnp.stack(correct), parallel.AXIS)
 
     axis = P(parallel.AXIS)

@@ -56,6 +56,19 @@ class TestCreate:
         with pytest.raises(ValueError, match="Valid: none"):
             lj.attacks.create("none", bound=1.0)
 
+    @pytest.mark.parametrize("name", ["apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square", "autoattack"])
+    def test_the_bound_of_linf_is_not_taken_for_l2(self, name):
+        with pytest.raises(ValueError, match=f"attack '{name}': bound must be given with norm='l2', as 1.0"):
+            lj.attacks.create(name, norm="l2")
+        lj.attacks.create(name, norm="l2", bound=0.5)
+
+    def test_restarts_that_would_all_be_the_same(self):
+        with pytest.raises(ValueError, match="attack 'pgd_l2': restarts would all be the same; give random_start=True"):
+            lj.attacks.create("pgd_l2", restarts=5)
+        with pytest.raises(ValueError, match=r"attack 'lagrangian': .* give init_std above 0"):
+            lj.attacks.create("lagrangian", init_std=0.0, restarts=5)
+        assert len(lj.attacks.create("gabor", random_start=False, restarts=5).stages) == 5  # kernels of its own a run
+
     def test_restarts_need_a_random_part(self):
         with pytest.raises(ValueError, match="parameter of attack 'fgsm': 'restarts'"):
             lj.attacks.create("fgsm", restarts=2)
@@ -331,6 +344,34 @@ class TestExecute:
         images, labels = toy_images(9), np.array([0] * 8 + [1], np.int32)
         traced = jax.jit(lambda images, labels: attack(key, toy_logits, images, labels))(images, labels)
         np.testing.assert_array_equal(traced, attack(key, toy_logits, images, labels))
+
+    def test_stages_of_one_function_are_a_loop_inside_jit(self, key):
+        """However many there are the program holds the network as often."""
+        attacks = [lj.attacks.create("pgd_l0", max_pixels=2, restarts=restarts, steps=3) for restarts in (2, 6)]
+        images = jnp.full((2, 4, 4, 3), 0.5)
+
+        def logits_fn(images):
+            return jnp.stack([jnp.sum(jnp.sinh(images), (1, 2, 3)) - 20, jnp.zeros(2)], axis=-1)
+
+        programs = [
+            jax.jit(attack, static_argnums=1).lower(key, logits_fn, images, jnp.zeros(2, int)) for attack in attacks
+        ]
+        few, many = (program.as_text().count("sinh") for program in programs)
+        assert few == many > 0
+
+    @pytest.mark.parametrize("jit", [False, True])
+    def test_what_is_not_a_number_fools(self, key, jit):
+        """As in an evaluation; `argmax` would give class 0."""
+        images, labels = jnp.full((4, 2, 2, 1), 0.5), jnp.array([0, 1, 0, 1])
+
+        def logits_fn(images):
+            clean = jnp.all(images == 0.5, axis=(1, 2, 3))[:, None]
+            return jnp.where(clean, 9.0 * jax.nn.one_hot(labels[: len(images)], 2), jnp.nan) + 0 * images.sum()
+
+        brighter = Stage(lambda keys, logits_fn, images, labels: images + 0.1)
+        attack = Attack("brighter", {}, (brighter,), survivors=True)  # returns the clean image where it fails
+        run = jax.jit(attack, static_argnums=1) if jit else attack
+        assert np.all(np.asarray(run(key, logits_fn, images, labels)) != 0.5)
 
 
 class TestRestarts:

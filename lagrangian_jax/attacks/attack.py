@@ -9,13 +9,14 @@ nothing.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 LogitsFn = Callable[[Array], Array]
 
@@ -80,6 +81,11 @@ def project_l2(perturbation: Array, bound: float | Array) -> Array:
     return perturbation * jnp.where(norm > bound, bound / jnp.where(norm > 0, norm, 1.0), 1.0)
 
 
+def predictions(logits: Array) -> Array:
+    """The predicted class of each example, (B,); -1, which no label is, where a logit is not a number."""
+    return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), -1, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+
+
 class Stage(NamedTuple):
     """A step of an attack that runs on the examples which no earlier stage has fooled.
 
@@ -133,9 +139,9 @@ class Attack:
         @functools.partial(jax.jit, static_argnums=0)
         def run(function, keys, images, labels, *arguments):
             adversarial = function(keys, logits_fn, images, labels, *arguments)
-            return adversarial, jnp.argmax(logits_fn(adversarial), axis=-1)
+            return adversarial, predictions(logits_fn(adversarial))
 
-        predict = jax.jit(lambda images: jnp.argmax(logits_fn(images), axis=-1))
+        predict = jax.jit(lambda images: predictions(logits_fn(images)))
         keys = example_keys(key, images.shape[0])
         return jnp.asarray(execute(self, run, predict, keys, np.asarray(images), np.asarray(labels)).adversarial)
 
@@ -157,15 +163,24 @@ class Attack:
         if not self.survivors:
             (stage,) = self.stages
             return stage.function(keys, logits_fn, images, labels, *stage.arguments)
-        adversarial = images
-        holds = jnp.argmax(logits_fn(images), axis=-1) == labels
-        for stage in self.stages:
-            candidate = stage.function(keys, logits_fn, images, labels, *stage.arguments)
-            fooled = holds & (jnp.argmax(logits_fn(candidate), axis=-1) != labels)
+
+        def attempt(function, carry, arguments):
+            adversarial, holds = carry
+            candidate = function(keys, logits_fn, images, labels, *arguments)
+            fooled = holds & (predictions(logits_fn(candidate)) != labels)
             take = holds if self.keep_failures else fooled
-            adversarial = jnp.where(expand(take, images), candidate, adversarial)
-            holds &= ~fooled
-        return adversarial
+            return (jnp.where(expand(take, images), candidate, adversarial), holds & ~fooled), None
+
+        carry = images, predictions(logits_fn(images)) == labels
+        # Stages of one function are a loop: PGD0's ninety would make a program that compiles for minutes.
+        for function, stages in itertools.groupby(self.stages, key=lambda stage: stage.function):
+            first, *others = (stage.arguments for stage in stages)
+            if others:
+                stacked = jax.tree.map(lambda *values: jnp.stack(values), first, *others)
+                carry, _ = lax.scan(functools.partial(attempt, function), carry, stacked)
+            else:
+                carry, _ = attempt(function, carry, first)
+        return carry[0]
 
 
 class Execution(NamedTuple):

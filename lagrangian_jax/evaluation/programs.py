@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lagrangian_jax.attacks.attack import float32_logits, map_batches
+from lagrangian_jax.attacks.attack import float32_logits, map_batches, predictions
 from lagrangian_jax.evaluation.cost import Cost, Meter, marked
 from lagrangian_jax.parallel import AXIS, per_device
 
@@ -112,9 +112,7 @@ class Programs:
         logits_fn = float32_logits(functools.partial(self._logits_fn, *variables))
         keys = jax.random.wrap_key_data(keys, impl=self._key_impl)
         adversarial = function(keys, logits_fn, images, labels, *arguments)
-        logits = logits_fn(adversarial)
-        predictions = jnp.where(jnp.any(jnp.isnan(logits), -1), -1, jnp.argmax(logits, -1).astype(jnp.int32))
-        return adversarial, predictions
+        return adversarial, predictions(logits_fn(adversarial))
 
     def _cost(self, meter: Meter, trips: np.ndarray, images: np.ndarray) -> Cost:
         devices = self._mesh.size  # the meter saw one device's share of the batch
