@@ -180,7 +180,10 @@ def build_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     rate, total = optimizer.learning_rate, config.train.epochs * steps_per_epoch
     if optimizer.schedule == "step":
         # A drop applies from the first step of its epoch.
-        drops = {int(epoch * steps_per_epoch): optimizer.factor for epoch in optimizer.milestones}
+        drops: dict[int, float] = {}
+        for epoch in optimizer.milestones:
+            at = round(epoch * steps_per_epoch)
+            drops[at] = drops.get(at, 1.0) * optimizer.factor
         base = optax.piecewise_constant_schedule(rate, drops)
     elif optimizer.schedule == "cosine":
         base = optax.cosine_decay_schedule(rate, total)

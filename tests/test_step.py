@@ -225,3 +225,18 @@ def test_batches_are_permutations_and_do_not_depend_on_how_they_are_asked_for():
     assert len(set(whole)) == 36
     np.testing.assert_array_equal(batch_indices(3, 2, 3, 6, 40, 6).ravel(), whole[12:30])
     assert not np.array_equal(batch_indices(3, 6, 1, 6, 40, 6), batch_indices(3, 0, 1, 6, 40, 6))
+
+
+def test_drops_of_the_learning_rate_that_fall_on_one_step_all_count():
+    config = _paper().unlock()
+    config.optimizer.update(milestones=(1.0, 1.4, 2.29), factor=0.1, learning_rate=1.0)
+    schedule = build_schedule(config, 2)  # 1.4 epochs are 2.8 steps, 2.29 are 4.58
+    np.testing.assert_allclose(
+        [float(schedule(step)) for step in range(7)], [1, 1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5
+    )
+    config.optimizer.milestones = (1.0, 1.1)
+    np.testing.assert_allclose(
+        [float(build_schedule(config, 2)(step)) for step in (1, 2, 3)], [1, 0.01, 0.01], rtol=1e-5
+    )
+    config.optimizer.milestones = (0.29,)
+    assert float(build_schedule(config, 100)(28)) == 1.0  # 0.29 * 100 is a little less than 29
