@@ -69,12 +69,13 @@ def run(
       distances: for rows whose parameter ``distance`` is a name: a distance, or the path of its weights, by that name.
         Others come from `lagrangian_jax.distances.create`.
       workdir: where ``evaluation/<row>.npz`` is kept; what is there, from the same network, data, key and parameters,
-        is not computed again. None: nothing is written.
+        is not computed again. A network is known by its arrays: one that computes something else with the same arrays
+        (in another precision, with another activation) needs a directory of its own. None: nothing is written.
       mesh: one axis, "data"; by default all devices.
       progress: called as ``progress(row's name, examples done, of how many)``.
       stop: asked after every batch of examples; once it says yes, in any process, what is done is kept and
         `lagrangian_jax.signals.Interrupted` raised. `lagrangian_jax.signals.Signals.received` is one.
-      keep_pictures: adversarial images kept of each attack, of the first examples.
+      keep_pictures: adversarial images kept of each attack, of the first examples; rows that are there keep theirs.
 
     Returns:
       a `Result`; printing it shows a table.
