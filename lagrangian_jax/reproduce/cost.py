@@ -110,6 +110,8 @@ def _of_attack(name: str, given: str) -> Passes:
     parameters = json.loads(given)
     if "distance" in parameters:
         parameters["distance"] = distances.create("l2")
+    if parameters.get("norm") == "l2":
+        parameters["bound"] = 1.0  # must be given
     attack = attacks.create(name, **parameters)
     images, labels = jnp.zeros((_BATCH, _SIZE, _SIZE, 3)), jnp.zeros(_BATCH, jnp.int32)
     keys = jax.random.split(jax.random.key(0), _BATCH)
