@@ -187,6 +187,38 @@ def test_tpu_run_that_fails_is_not_run_again(tmp_path, fails, reached):
     assert verbs == ["describe", "scp", *reached, "describe"] * 2
 
 
+def test_tpu_host_is_prepared_again(tmp_path):
+    """The hosts' script itself, in a folder: what is there from the first time neither stops the second nor stays."""
+    programs, mounted = tmp_path / "host" / ".local" / "bin", tmp_path / "mounted"
+    programs.mkdir(parents=True)
+    # As mount and uv do, `mkdir` refuses what is there.
+    stand_in(
+        programs, "uv", 'if [ "$1" = venv ]; then mkdir venv venv/bin && ln -s "$(type -P true)" venv/bin/python; fi'
+    )
+    stand_in(tmp_path, "sudo", f'if [ "$1" = mount ]; then mkdir {mounted}; fi')
+    stand_in(tmp_path, "mountpoint", f"[ -d {mounted} ]")
+    stand_in(tmp_path, "git", "")
+    path = stand_in(
+        tmp_path,
+        "gcloud",
+        f"""
+        cd {tmp_path}/host
+        case "$4" in
+          describe) echo READY ;;
+          scp) tar -czf lagrangian_jax.tar.gz -C {ROOT} launch ;;
+          ssh) bash -c "${{7#--command=}}" ;;
+        esac
+        """,
+    )
+    arguments = [LAUNCH / "tpu_vm.sh", "mine", "zone", "v6e-8", "nfs:/x", "--", *FIELDS]
+    removed = tmp_path / "host" / "lagrangian_jax" / "removed_since.py"
+    for _ in range(2):
+        bash(*arguments, PATH=path)
+        assert mounted.exists()
+        assert not removed.exists()
+        removed.touch()
+
+
 def test_an_allocation_of_several_tasks_is_not_yet_a_job_of_several_processes(monkeypatch):
     """SLURM sets the number of tasks in the shells and notebooks of an allocation; srun sets that of its step."""
     joined = []
