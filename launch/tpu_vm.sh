@@ -55,8 +55,11 @@ install() {
   run git archive --output=/tmp/lagrangian_jax.tar.gz HEAD &&
     tpu scp /tmp/lagrangian_jax.tar.gz "$name:" --worker=all &&
     on_all_hosts "set -e
-    mountpoint -q /nfs || { sudo mkdir -p /nfs && sudo mount -t nfs $nfs /nfs; }
-    rm -rf lagrangian_jax && mkdir lagrangian_jax && tar -xzf lagrangian_jax.tar.gz -C lagrangian_jax
+    sudo mkdir -p /nfs
+    mountpoint -q /nfs || sudo mount -t nfs $nfs /nfs
+    rm -rf lagrangian_jax
+    mkdir lagrangian_jax
+    tar -xzf lagrangian_jax.tar.gz -C lagrangian_jax
     [ -x .local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh # the hosts' own Python may be older than 3.11
     [ -d venv ] || .local/bin/uv venv --python 3.12 venv
     .local/bin/uv pip install -q --python venv/bin/python -e 'lagrangian_jax[tpu]'"

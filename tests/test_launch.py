@@ -217,6 +217,8 @@ def test_tpu_host_is_prepared_again(tmp_path):
         assert mounted.exists()
         assert not removed.exists()
         removed.touch()
+    stand_in(tmp_path, "rm", "exit 1")  # files of another user, say
+    assert bash(*arguments, check=False, PATH=path).returncode == 1
 
 
 def test_an_allocation_of_several_tasks_is_not_yet_a_job_of_several_processes(monkeypatch):
