@@ -50,7 +50,8 @@ create() {
   tpu create "$name" --accelerator-type="$type" --version="$runtime" --spot
 }
 
-# Before every run, so that a mended checkout or a mended address of the share reaches a slice that is there already.
+# Before every run, so that what was mended, and committed, reaches a slice that is there already; so does an address of
+# the share where none is mounted yet.
 install() {
   run git archive --output=/tmp/lagrangian_jax.tar.gz HEAD &&
     tpu scp /tmp/lagrangian_jax.tar.gz "$name:" --worker=all &&
