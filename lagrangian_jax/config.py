@@ -343,8 +343,9 @@ def prepare_jax(config: ConfigDict) -> None:
     import jax
 
     if not jax.config.values["jax_compilation_cache_dir"]:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "lagrangian_jax" / "compiled"))
+        from lagrangian_jax.data import cache
+
+        jax.config.update("jax_compilation_cache_dir", str(cache.folder(config.data) / "compiled"))
 
 
 def fail(message: str, code: int) -> int:

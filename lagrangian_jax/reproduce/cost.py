@@ -101,7 +101,8 @@ def of_row(row: Row) -> Passes:
     Passes(forward=41.0, by_image=40.0, by_weights=0.0, exact=True)
     """
     # Neither how far an attack may go nor in what steps changes the count.
-    kept = {name: value for name, value in row.parameters.items() if name not in ("bound", "step_size", "multiplier")}
+    kept = {name: value for name, value in row.parameters.items() if name not in ("step_size", "multiplier")}
+    kept |= {"bound": 1.0} if "bound" in kept else {}
     return _of_attack(row.attack, json.dumps(kept, sort_keys=True))
 
 
@@ -110,8 +111,6 @@ def _of_attack(name: str, given: str) -> Passes:
     parameters = json.loads(given)
     if "distance" in parameters:
         parameters["distance"] = distances.create("l2")
-    if parameters.get("norm") == "l2":
-        parameters["bound"] = 1.0  # must be given
     attack = attacks.create(name, **parameters)
     images, labels = jnp.zeros((_BATCH, _SIZE, _SIZE, 3)), jnp.zeros(_BATCH, jnp.int32)
     keys = jax.random.split(jax.random.key(0), _BATCH)
