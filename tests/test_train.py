@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import signal
+import types
 import time
 
 import jax
@@ -107,6 +108,17 @@ def test_the_counter_counts_what_is_classified_correctly():
     labels[:5] = (labels[:5] + 1) % 10
     count = train_module.build_counter(network, parallel.mesh())
     assert count(variables["params"], variables["batch_stats"], images, labels) == 7
+
+
+def test_validation_counts_no_image_whose_logits_are_no_numbers():
+    """`argmax` would give them class 0."""
+    config = _config()
+    network, images = ResNet(stages=(1,), width=4), np.zeros((4, 8, 8, 3), np.uint8)
+    variables = jax.tree.map(lambda x: x * np.nan, network.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32)))
+    split = data.Split(images, np.zeros(4, np.int32), np.arange(4, dtype=np.int32))
+    state = types.SimpleNamespace(variables=lambda: variables)
+    accuracies = train_module.build_validation(config, network, parallel.mesh())(state, split)
+    assert accuracies == {"clean_accuracy": 0.0, "robust_accuracy": 0.0}
 
 
 def _stop_at(monkeypatch, step):
