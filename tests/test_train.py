@@ -8,8 +8,8 @@ import pathlib
 import re
 import shutil
 import signal
-import types
 import time
+import types
 
 import jax
 import jax.numpy as jnp
