@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import lagrangian_jax as lj
-from lagrangian_jax.evaluation import Row, files, programs, work
+from lagrangian_jax.evaluation import Row, files, programs, runner, work
 from lagrangian_jax.evaluation import run as evaluate
 from lagrangian_jax.signals import Interrupted
 
@@ -360,6 +360,25 @@ def test_an_array_closed_over_beside_the_variables_is_part_of_the_network(exampl
     evaluate(lambda v, x: network(v, x) * one, images, labels, **given)
     with pytest.raises(ValueError, match=r"belongs to another evaluation: constants is .* there"):
         evaluate(lambda v, x: network(v, x) * two, images, labels, **given)
+
+
+def test_rows_of_another_sitting_are_told(examples, reference, tmp_path, monkeypatch):
+    older = {**runner.versions(), "jax": "0.1"}
+    with monkeypatch.context() as then:
+        then.setattr(runner, "versions", lambda: older)
+        assert not run(examples, ROWS[:1], workdir=tmp_path).failures
+        halfway = iter([False, True])
+        with pytest.raises(Interrupted, match="16 of 23"):
+            run(examples, ROWS[:2], workdir=tmp_path, stop=lambda: next(halfway))
+    result = run(examples, ROWS, workdir=tmp_path)
+    here = runner.versions()
+    assert result.versions == here
+    note = f"computed in another sitting: versions.jax is 0.1 there, {here['jax']} here"
+    assert result.failures == (f"none: {note}", f"pgd_linf: {note}")  # the third is of this sitting alone
+    assert_same(result, reference)
+    monkeypatch.setattr(runner, "versions", lambda: older)
+    (told,) = run(examples, ROWS[:2], workdir=tmp_path).failures  # half of the second row is of these versions
+    assert told == f"pgd_linf: computed in another sitting: versions.jax is {here['jax']} there, 0.1 here"
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])

@@ -59,7 +59,7 @@ class Result:
       seed: the key's, as a number.
       attacks: one `AttackResult` a row of the suite, in its order.
       failures: what the reader of the numbers must know: halved batches, outputs that are not finite, damaged files,
-        warnings of an attack's self-checks.
+        warnings of an attack's self-checks, rows that other versions or another machine computed.
       versions, device, data, network: of the software, the machine, the examples and the weights.
       examples: by row, arrays over all examples (``index``, ``label``, ``prediction``, ``correct``, ``l0``, ``l2``,
         ``linf``) and the first adversarial images (``picture_index``, ``pictures``). Not in the JSON.

@@ -118,12 +118,13 @@ def run(
     }
     programs = Programs(logits_fn, weights, mesh, examples.classes, jax.random.key_impl(key))
     batch = _batch(batch_size, examples, mesh)
-    works = []
+    works, sitting = [], {"versions": versions(), "device": device(mesh)}
     for row, attack in attacks_of_rows:
-        work = Work(row, attack, examples, identity | _distance_digest(attack, examples), folder, keep_pictures)
+        known_by = identity | _distance_digest(attack, examples)
+        work = Work(row, attack, examples, known_by, sitting, folder, keep_pictures)
         if not work.finished:
             if attack.name == "autoattack" and not work.begun:
-                work.notes += _self_checks(attack, key, network, examples)
+                work.note(_self_checks(attack, key, network, examples))
             keys = np.asarray(jax.random.key_data(example_keys(key, row.name, examples.index)))
             work.run(programs, keys, batch, progress, stop or _never)
             programs.forget()
@@ -133,8 +134,7 @@ def run(
         seed=_seed(key),
         attacks=tuple(work.outcome() for work in works),
         failures=(*left_out, *(f"{work.row.name}: {note}" for work in works for note in work.notes)),
-        versions=versions(),
-        device=device(mesh),
+        **sitting,
         data={
             "examples": examples.count,
             "shape": list(examples.images.shape[1:]),

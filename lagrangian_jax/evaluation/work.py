@@ -38,6 +38,7 @@ class Work:
         attack: Attack,
         examples: Examples,
         identity: Mapping[str, Any],
+        sitting: Mapping[str, Any],
         folder: Path | None,
         pictures: int,
     ) -> None:
@@ -45,7 +46,9 @@ class Work:
         self.fingerprint = plain({"name": row.name, "attack": row.attack, "parameters": attack.parameters, **identity})
         self._path = None if folder is None else folder / f"{row.name}.npz"
         self._unfinished = None if folder is None else folder / f".{row.name}.unfinished"
-        self.notes: list[str] = []
+        self._notes: list[str] = []
+        self._sitting = plain(sitting)  # versions and device: results do not depend on them, but for rounding
+        self._sittings: list[Any] = []  # those that did a part of what there is
         self._first = 0 if attack.survivors else 1  # of `attacks.Standing.passed`
         count, pictures = examples.count, min(pictures, examples.count)
         self._state = {
@@ -64,6 +67,16 @@ class Work:
             self._drop_unfinished()
         else:
             self._load(self._unfinished)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the rows must know."""
+        others = (files.differences(other, self._sitting) for other in self._sittings if other != self._sitting)
+        return [*self._notes, *(f"computed in another sitting: {'; '.join(different)}" for different in others)]
+
+    def note(self, notes: Sequence[str]) -> None:
+        """Adds to `notes`; kept with the rows."""
+        self._notes += notes
 
     @property
     def begun(self) -> bool:
@@ -101,6 +114,8 @@ class Work:
         sizes = sorted({programs.rounded(-(-batch // part)) for part in parts})
         size = sizes[-1] * (CHUNK_BATCHES if self.attack.survivors else 1)
         saved, stopped = time.perf_counter(), False
+        if self._sitting not in self._sittings:
+            self._sittings.append(self._sitting)
         while not self.finished:
             if progress is not None:
                 progress(self.row.name, int(self._done.sum()), self.examples.count)
@@ -223,23 +238,24 @@ class Work:
         """Notes that a reader of the finished rows must have."""
         rows = self.rows()
         if self._state["fitted"] < batch:
-            self.notes.append(
+            self._notes.append(
                 f"a batch of {batch} did not fit into the device's memory; it went on with {self._state['fitted']}"
             )
         lost = int(np.sum(rows["prediction"] < 0))
         if lost:
-            self.notes.append(f"{lost} examples have logits that are not numbers; they count as misclassified")
+            self._notes.append(f"{lost} examples have logits that are not numbers; they count as misclassified")
         odd = int(np.sum(~np.isfinite(rows["l2"])))
         if odd:
-            self.notes.append(f"{odd} adversarial images are not finite")
+            self._notes.append(f"{odd} adversarial images are not finite")
         if self.attack.name == "autoattack":
             stages = tuple(int(stage) for stage in self._state["costs"][3:])
             execution = Execution(rows["pictures"], rows["prediction"], stages)
-            self.notes += attacks.autoattack.square_check(execution, self.examples.labels)
+            self._notes += attacks.autoattack.square_check(execution, self.examples.labels)
 
     def _save(self, path: Path | None) -> None:
         if path is not None and jax.process_index() == 0:
-            files.write(path, self._state | self.rows(), {"fingerprint": self.fingerprint, "notes": self.notes})
+            about = {"fingerprint": self.fingerprint, "notes": self._notes, "sittings": self._sittings}
+            files.write(path, self._state | self.rows(), about)
 
     def _drop_unfinished(self) -> None:
         if self._unfinished is not None and jax.process_index() == 0:
@@ -256,13 +272,14 @@ class Work:
             arrays, about = files.read(content)
             arrays = self._checked(arrays, path, about)
         except (files.Damaged, KeyError) as error:
-            self.notes.append(f"{path.name} was damaged and was computed again ({error})")
+            self._notes.append(f"{path.name} was damaged and was computed again ({error})")
             warnings.warn(f"{path} is damaged and is computed again ({error})", stacklevel=5)
             return False
         pictures = self._state["pictures"]
         self._state |= {name: arrays[name] for name in self._state}
         self._state["pictures"] = self._state["pictures"][: len(pictures)]
-        self.notes += about["notes"]
+        self._notes += about["notes"]
+        self._sittings = about.get("sittings", [])  # older files do not tell
         return True
 
     def _checked(self, arrays: dict[str, np.ndarray], path: Path, about: Mapping[str, Any]) -> dict[str, np.ndarray]:
