@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.output import write
 from lagrangian_jax import config as configuration
-from lagrangian_jax import data, evaluation
+from lagrangian_jax import data, evaluation, interop
 from lagrangian_jax.build import build_network
-from lagrangian_jax.evaluate import load_variables, test_images
+from lagrangian_jax.evaluate import test_images
 from lagrangian_jax.models.forward import apply
+from lagrangian_jax.workdir import weights_file
 
 ARITHMETIC = {"plain": ("float32", "highest"), "float32": ("float32", "default"), "bfloat16": ("bfloat16", "default")}
 ATTACKS = {"pgd_linf": {"bound": 8 / 255, "steps": 10}, "pgd_l2": {"bound": 1.0, "steps": 10}}
@@ -43,7 +44,8 @@ def main(argv: list[str]) -> int:
 def _measure(config: ConfigDict, weights: pathlib.Path, output: pathlib.Path | None) -> None:
     dataset = data.load(config.data)
     size, images = config.data.image_size, test_images(config, dataset)
-    variables = load_variables(weights, build_network(config, len(dataset.classes)), (size, size, 3))
+    network = build_network(config, len(dataset.classes))
+    variables = interop.load(weights_file(weights, "--weights"), network, (size, size, 3))
     result = {
         "seed": config.seed,
         "data": {"name": dataset.name, "remark": dataset.remark, "examples": len(images.labels)},

@@ -12,10 +12,11 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lagrangian_jax import attacks, data, evaluation, methods, models, parallel
+from lagrangian_jax import attacks, data, evaluation, interop, methods, models, parallel
 from lagrangian_jax.attacks.ranges import number
 from lagrangian_jax.methods.regularisation import Regularisation
 from lagrangian_jax.names import unknown
+from lagrangian_jax.workdir import same_network, weights_file
 
 # For each field the least value, and what it stays below: of evaluation and training, and of a training besides.
 _COMMON: dict[str, tuple[int, float]] = {
@@ -131,6 +132,23 @@ def build_network(config: ConfigDict, num_classes: int) -> nn.Module:
         raise ValueError(f"precision: expected {' or '.join(precisions)}; got {config.precision!r}")
     options = {name: value for name, value in config.network.items() if name != "name"}
     return models.create(config.network.name, num_classes=num_classes, dtype=precisions[config.precision], **options)
+
+
+def initial_variables(config: ConfigDict, num_classes: int) -> Any:
+    """What a training begins from in place of random variables: the weights that ``config.init_from`` names.
+
+    Returns:
+      variables of the configuration's network, without those of the last layer if the weights are for other classes in
+      number.
+
+    Raises:
+      ValueError: there are none, or they are another network's.
+    """
+    path = pathlib.Path(config.init_from).expanduser()
+    file = weights_file(path, "init_from")
+    same_network(path, "init_from", config)
+    size = config.data.image_size
+    return interop.load(file, build_network(config, num_classes), (size, size, 3), other_classes=True)
 
 
 def build_method(config: ConfigDict) -> methods.Method:

@@ -30,6 +30,7 @@ def default() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.deterministic = False  # the same bits every time, also on a GPU, where it costs speed
+    config.init_from = ""  # weights that training begins from, a file or a run's work directory; "": random ones
 
     config.data = ConfigDict()
     config.data.name = "cifar10"

@@ -41,56 +41,24 @@ def main(argv: list[str]) -> int:
 
 
 def _evaluate_weights(config: ConfigDict, workdir: pathlib.Path, weights: pathlib.Path) -> None:
-    from lagrangian_jax import data, evaluation, parallel
+    from lagrangian_jax import data, evaluation, interop, parallel
     from lagrangian_jax.build import build_network, check_evaluation
-    from lagrangian_jax.workdir import made_with, open_workdir, summary_of_training
+    from lagrangian_jax.workdir import made_with, open_workdir, same_network, summary_of_training, weights_file
 
     trained_with = made_with(weights)
     with configuration.usage():
         evaluation.suites.get(config.evaluation.suite)  # an unknown name is told before anything is loaded
-        _check_network(config, trained_with, weights)
-    weights_file(weights)
+        same_network(weights, "--weights", config)
+    file = weights_file(weights, "--weights")
     parallel.start()
     dataset = data.load(config.data)
     with configuration.usage():
         check_evaluation(config, dataset)
     network = build_network(config, len(dataset.classes))
     size = config.data.image_size
-    variables = load_variables(weights, network, (size, size, 3))
+    variables = interop.load(file, network, (size, size, 3))
     with open_workdir(workdir, config):
         evaluate(config, workdir, dataset, variables, summary_of_training(weights), trained_with)
-
-
-def _check_network(config: ConfigDict, trained_with: dict[str, Any] | None, weights: pathlib.Path) -> None:
-    """Of a training run the network is known: weights alone would not tell its normalisation or activation."""
-    if trained_with and "network" in trained_with:
-        here, there = (
-            configuration.plain(configuration.network_fields(given))
-            for given in (config.network, trained_with["network"])
-        )
-        different = configuration.differences(here, there)
-        if different:
-            raise ValueError(
-                f"--weights={weights} was trained with another network: {'; '.join(different)}. "
-                "Give that one, as --config.network.FIELD=VALUE."
-            )
-
-
-def weights_file(path: pathlib.Path) -> pathlib.Path:
-    """The weights that ``--weights`` names, those of a work directory in it; raises ValueError where there are none."""
-    run = (path / "config.json").is_file()
-    path = path / "weights.safetensors" if run else path
-    if not path.exists():
-        when = "; a training run writes it when it is complete" if run else ""
-        raise ValueError(f"--weights: no such file: {path}{when}")
-    return path
-
-
-def load_variables(path: pathlib.Path, network: Any, image_shape: tuple[int, int, int]) -> Any:
-    """Variables from weights or a training run's work directory; raises ValueError where there are none."""
-    from lagrangian_jax import interop
-
-    return interop.load(weights_file(path), network, image_shape)
 
 
 def evaluate(

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, evaluates and reports in ``workdir``."""
     from lagrangian_jax import data, evaluation, parallel
-    from lagrangian_jax.build import check, check_evaluation
+    from lagrangian_jax.build import check, check_evaluation, initial_variables
     from lagrangian_jax.evaluate import evaluate
     from lagrangian_jax.workdir import open_workdir
 
@@ -42,6 +42,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     with configuration.usage():
         check(config, dataset)  # what cannot be run claims no work directory
         check_evaluation(config, dataset)
+        if config.init_from and not (workdir / "checkpoints").exists():  # a run that goes on has its own
+            initial_variables(config, len(dataset.classes))
     with open_workdir(workdir, config):
         trained = train_and_keep(config, workdir, dataset)
         evaluate(config, workdir, dataset, trained.variables, trained.summary)

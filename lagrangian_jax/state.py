@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 
@@ -35,6 +36,14 @@ class TrainState(flax.struct.PyTreeNode):
         """What to evaluate: the averaged parameters and statistics if kept, else the current ones."""
         params, batch_stats = self.average or (self.params, self.batch_stats)
         return {"params": params, "batch_stats": batch_stats}
+
+    def begun_from(self, variables: Any) -> "TrainState":
+        """The state with other variables, those that ``variables`` lacks as they are; averages begin with them, too."""
+        own = {"params": self.params, "batch_stats": self.batch_stats}
+        merged = unflatten_dict(flatten_dict(own, keep_empty_nodes=True) | flatten_dict(variables))
+        params, batch_stats = merged["params"], merged["batch_stats"]
+        average = jax.tree.map(jnp.copy, (params, batch_stats)) if self.average else ()
+        return self.replace(params=params, batch_stats=batch_stats, average=average)
 
 
 def initial_state(

@@ -26,6 +26,7 @@ from lagrangian_jax.build import (
     build_schedule,
     build_validation_attack,
     check,
+    initial_variables,
 )
 from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.config import NotFinite
@@ -118,6 +119,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     messages: list[str] = []
     if restored:
         state, position, messages = restored
+    elif config.init_from:
+        given = initial_variables(config, len(dataset.classes))
+        anew = len(jax.tree.leaves(given)) < len(jax.tree.leaves(state.variables()))
+        messages = [f"training begins from {config.init_from}{', its last layer anew' if anew else ''}"]
+        state = state.begun_from(given)
     state = parallel.replicate(state, mesh)
     step = int(state.step)
 

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lagrangian_jax import methods, parallel
-from lagrangian_jax.config import differences, plain
+from lagrangian_jax.config import differences, network_fields, plain
 from lagrangian_jax.data import Dataset, Source, Split
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,32 @@ def made_with(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The plain configuration that a work directory belongs to; None of anything else."""
     path = workdir / "config.json"
     return _read(path) if path.is_file() else None
+
+
+def weights_file(path: pathlib.Path, option: str) -> pathlib.Path:
+    """The weights that an option names, those of a work directory in it; raises ValueError where there are none."""
+    run = (path / "config.json").is_file()
+    path = path / "weights.safetensors" if run else path
+    if not path.exists():
+        when = "; a training run writes it when it is complete" if run else ""
+        raise ValueError(f"{option}: no such file: {path}{when}")
+    return path
+
+
+def same_network(path: pathlib.Path, option: str, config: ConfigDict) -> None:
+    """Raises ValueError where an option names the work directory of a run that trained another network.
+
+    Of a training run it is known: weights alone would not tell its normalisation or activation.
+    """
+    trained_with = made_with(path)
+    if trained_with and "network" in trained_with:
+        here, there = (plain(network_fields(given)) for given in (config.network, trained_with["network"]))
+        different = differences(here, there)
+        if different:
+            raise ValueError(
+                f"{option}={path} was trained with another network: {'; '.join(different)}. "
+                "Give that one, as --config.network.FIELD=VALUE."
+            )
 
 
 def summary_of_training(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -140,10 +166,10 @@ def _read(path: pathlib.Path) -> Any:
 
 
 def _with_younger_parameters(config: dict) -> dict:
-    """Of its method, at their defaults: what was added to a method since is off, and what was begun may go on."""
+    """At their defaults: what was added since, to a method above all, is off, and what was begun may go on."""
     method = config.get("method", {})
     younger = methods.parameters(method["name"]) if method.get("name") in methods.METHODS else {}
-    return {**config, "method": {**younger, **method}}
+    return {"init_from": "", **config, "method": {**younger, **method}}
 
 
 def fixed(config: dict) -> dict:

@@ -15,6 +15,7 @@ from lagrangian_jax import config as configuration
 from lagrangian_jax import evaluate
 from lagrangian_jax.build import build_network
 from lagrangian_jax.signals import Interrupted
+from lagrangian_jax.workdir import weights_file
 
 
 def _parsed(*arguments):
@@ -69,15 +70,15 @@ def test_weights_are_a_file_a_directory_or_a_run(tiny, tmp_path):
     run.mkdir()
     (run / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"no such file: .*run/weights\.safetensors; a training run writes it when"):
-        evaluate.load_variables(run, network, (32, 32, 3))
+        weights_file(run, "--weights")
     lj.interop.save(run / "weights.safetensors", network, variables)
     lj.interop.save(tmp_path / "orbax", network, variables)
     for path in (run, run / "weights.safetensors", tmp_path / "orbax"):
-        loaded = evaluate.load_variables(path, network, (32, 32, 3))
+        loaded = lj.interop.load(weights_file(path, "--weights"), network, (32, 32, 3))
         jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty is not an orbax directory"):
-        evaluate.load_variables(tmp_path / "empty", network, (32, 32, 3))
+        lj.interop.load(weights_file(tmp_path / "empty", "--weights"), network, (32, 32, 3))
 
 
 def test_models_of_robustbench_have_the_architecture_that_their_names_tell():

@@ -45,6 +45,16 @@ def leaves(network: nn.Module, image_shape: tuple[int, int, int] | None = None) 
     return {torch_name(leaf): (leaf, torch_shape(value.shape)) for leaf, value in flat.items()}
 
 
+def last_layer(names: Iterable[str]) -> bool:
+    """Whether some of PyTorch's names are of a network's last layer, and no other.
+
+    >>> last_layer(["fc.weight", "fc.bias"]), last_layer(["conv1.weight", "fc.weight"])
+    (True, False)
+    """
+    layers = {name.rpartition(".")[0] for name in names}
+    return len(layers) == 1 and f"{layers.pop()}.weight" in _HEADS
+
+
 def default_image_shape(network: nn.Module) -> tuple[int, int, int]:
     """(H, W, C) of what a network was made for."""
     size = 224 if getattr(network, "stem", None) == "imagenet" else 32

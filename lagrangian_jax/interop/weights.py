@@ -24,6 +24,7 @@ def load(
     image_shape: tuple[int, int, int] | None = None,
     *,
     entry: str | None = None,
+    other_classes: bool = False,
 ) -> Any:
     """Variables for ``network`` from a file of weights.
 
@@ -36,9 +37,10 @@ def load(
       network: a network of `lagrangian_jax.models` of the same architecture.
       image_shape: (H, W, C) of its input; by default (224, 224, 3) where its stem is "imagenet", else (32, 32, 3).
       entry: the key of the state dict in a file that holds several, such as "best".
+      other_classes: take also weights for another number of classes, all but those of the last layer.
 
     Returns:
-      ``{"params": ..., "batch_stats": ...}``, float32.
+      ``{"params": ..., "batch_stats": ...}``, float32; with ``other_classes`` without a last layer that does not fit.
 
     Raises:
       ValueError: tensors are missing, surplus or of another shape: lists them, and the network that would fit best. Or
@@ -67,7 +69,10 @@ def load(
     rest = {name: x for name, x in tensors.items() if not (name.startswith(prefix) and name[len(prefix) :] in found)}
     missing = [name for name in leaves if name not in found]
     surplus = [name for name, x in rest.items() if not fit.UNUSED.search(name) and not _copy(name, x, found)]
-    misshapen = [f"{n} {x.shape}, expected {leaves[n][1]}" for n, x in found.items() if x.shape != leaves[n][1]]
+    unfit = [name for name, x in found.items() if x.shape != leaves[name][1]]
+    if other_classes and fit.last_layer(unfit):
+        found, unfit = {name: x for name, x in found.items() if name not in unfit}, []
+    misshapen = [f"{name} {found[name].shape}, expected {leaves[name][1]}" for name in unfit]
     if missing or surplus or misshapen:
         problems = _listed("missing", missing) + _listed("surplus", surplus) + _listed("of another shape", misshapen)
         better = fit.suggestion({name: x.shape for name, x in tensors.items()}, network)
