@@ -21,7 +21,7 @@ from benchmarks.output import write
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, evaluation, interop
 from lagrangian_jax.build import build_network
-from lagrangian_jax.evaluate import test_images
+from lagrangian_jax.harness import test_images
 from lagrangian_jax.models.forward import apply
 from lagrangian_jax.workdir import weights_file
 

@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, evaluates and reports in ``workdir``."""
     from lagrangian_jax import data, evaluation, parallel
     from lagrangian_jax.build import check, check_evaluation, initial_variables
-    from lagrangian_jax.evaluate import evaluate
+    from lagrangian_jax.harness import evaluate
     from lagrangian_jax.workdir import open_workdir
 
     with configuration.usage():

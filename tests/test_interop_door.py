@@ -12,7 +12,7 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax import config as configuration
-from lagrangian_jax import evaluate
+from lagrangian_jax import evaluate, harness
 from lagrangian_jax.build import build_network
 from lagrangian_jax.signals import Interrupted
 from lagrangian_jax.workdir import weights_file
@@ -174,6 +174,6 @@ def test_the_bar_of_an_interrupted_attack_ends_its_line(monkeypatch, tmp_path, c
     dataset = types.SimpleNamespace(classes=("no", "yes"))
     images = types.SimpleNamespace(images=None, labels=None, indices=None)
     with pytest.raises(Interrupted) as stopped:  # and kept, as where the message is written: it holds the bar
-        evaluate.attack(_parsed("--config=digits:lagrangian,smoke"), tmp_path, dataset, {}, images, "clean")
+        harness.attack(_parsed("--config=digits:lagrangian,smoke"), tmp_path, dataset, {}, images, "clean")
     assert str(stopped.value) == "stopped at lpa"
     assert capsys.readouterr().err.endswith("\n")

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lagrangian_jax import attacks, data, distances, evaluate, parallel
+from lagrangian_jax import attacks, data, distances, harness, parallel
 from lagrangian_jax import config as configuration
 from lagrangian_jax.attacks import Attack
 from lagrangian_jax.build import build_network, distance_weights
@@ -142,7 +142,7 @@ class Workbench:
 
     def test_images(self, found: Trained) -> data.Split:
         """Those that the configuration evaluates on."""
-        return self._kept_images("test", found, lambda: evaluate.test_images(found.config, found.dataset))
+        return self._kept_images("test", found, lambda: harness.test_images(found.config, found.dataset))
 
     def grid_images(self, found: Trained) -> data.Split:
         """Images to choose an attack's parameters on: held out, or else of the training set; never of the test set."""
@@ -173,7 +173,7 @@ class Workbench:
         images = self.grid_images(found) if grid else self.test_images(found)
         folder = found.workdir / "grid" if grid else found.workdir
         with open_workdir(found.workdir, _evaluated_as_there(found.config, found.workdir)):
-            return evaluate.attack(found.config, folder, found.dataset, found.variables, images, self.suite(rows))
+            return harness.attack(found.config, folder, found.dataset, found.variables, images, self.suite(rows))
 
     def suite(self, rows: str | Sequence[Row]) -> str | tuple[Row, ...]:
         """What runs: a suite by name stays one, so that a row without its distance's weights is left out, not fatal."""
@@ -264,7 +264,7 @@ class Workbench:
 
         if found.workdir in self.used.values() and (found.workdir / "results.json").is_file():
             return
-        results = evaluate.to_json(result, found.config, found.dataset, found.summary)
+        results = harness.to_json(result, found.config, found.dataset, found.summary)
         write_whole(found.workdir / "results.json", json.dumps(results, indent=2) + "\n")
         report.write(found.workdir)
 
