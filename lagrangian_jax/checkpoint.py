@@ -55,15 +55,16 @@ class Checkpoints:
     def restore(
         self, like: TrainState, mesh: Mesh, step: int | None = None
     ) -> tuple[TrainState, dict[str, Any], list[str]] | None:
-        """The newest checkpoint that is whole, or that of a step.
+        """The newest checkpoint that is whole, of those up to a step if one is given.
 
         Args:
           like: a state of the same structure, with the shapes that are expected.
           mesh: the devices to restore to; it need not be the one the checkpoint was written from.
-          step: the only one that will do.
+          step: the one that is wanted; later ones are of a run that was interrupted before it came back there.
 
         Returns:
-          the state, its position and a message for each damaged checkpoint that was passed over; None if there is none.
+          the state, its position and a message for each checkpoint that was passed over, damaged or not there any more;
+          None if there is none.
 
         Raises:
           ValueError: there are checkpoints, and all are damaged; or it is of another method, or a state of another
@@ -173,22 +174,22 @@ class Checkpoints:
         """The state as it lies there; ``step``, ``position`` and ``messages``."""
         import orbax.checkpoint as ocp
 
-        messages: list[str] = []
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for candidate in steps if step is None else [at for at in steps if at == step]:
-            problem = self._damage(candidate)
+        problems: list[str] = []
+        there = {at for at in self._manager.all_steps() if step is None or at <= step}
+        wanted = {step} if there and step is not None else set()
+        for candidate in sorted(there | wanted, reverse=True):
+            problem = self._damage(candidate) if candidate in there else "it is missing"
             if problem is None:
                 items = ocp.args.Composite(state=ocp.args.StandardRestore(), position=ocp.args.JsonRestore())
                 try:
                     found = self._manager.restore(candidate, args=items)
+                    messages = [f"{passed}; going back to the one before" for passed in problems]
                     return found["state"], {"step": candidate, "position": found["position"], "messages": messages}
                 except Exception as error:  # whatever orbax and its storage raise on a file they cannot read
                     problem = _first_line(error)
-            messages.append(
-                f"checkpoint {self._folder.name}/{candidate} is damaged ({problem}); going back to the one before"
-            )
-        if messages:
-            raise ValueError(f"every checkpoint in {self._folder} is damaged: {'; '.join(messages)}")
+            problems.append(f"checkpoint {self._folder.name}/{candidate} is damaged ({problem})")
+        if problems:
+            raise ValueError(f"every checkpoint in {self._folder} is damaged: {'; '.join(problems)}")
         return None
 
     def _finish(self) -> None:

@@ -109,8 +109,8 @@ def _checkpoint(folder: pathlib.Path, step: int | None) -> tuple[int, Any, dict[
         checkpoints = Checkpoints(folder, keep=2)
         found = checkpoints.read(step)
         checkpoints.close()
-    if found is None:
-        raise ValueError(f"{folder} holds no checkpoint{'' if step is None else f' of step {step}'}")
+    if found is None or step not in (None, found[0]):
+        raise ValueError(f"{folder} holds no {'checkpoint' if step is None else f'whole checkpoint of step {step}'}")
     return found
 
 

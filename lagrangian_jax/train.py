@@ -218,7 +218,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
         found = best.restore(state, mesh, at)
         if found is None:
             raise ValueError(f"{workdir / 'checkpoints' / 'best'} holds no checkpoint of step {at} any more")
-        state, selected = found[0], {"checkpoint": "best", **position["best"]}
+        state, its, messages = found
+        for message in messages:
+            monitor.say(message)
+        selected = {"checkpoint": "best", **its["best"]}
     last.close()
     best.close()
     summary = {

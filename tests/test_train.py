@@ -397,6 +397,32 @@ def test_best_is_selected_by_validation(dataset, tmp_path):
     assert trained.summary["selected"]["step"] == first
 
 
+@pytest.mark.parametrize("how", ["truncated", "missing"])
+def test_a_damaged_best_checkpoint_falls_back(dataset, tmp_path, monkeypatch, capfd, how):
+    """A finished run is not lost with it: the best one before it is whole."""
+    better = iter(range(100))
+
+    def validate(state, split):
+        return {"clean_accuracy": 1.0, "robust_accuracy": float(next(better))}
+
+    monkeypatch.setattr(train_module, "build_validation", lambda *_: validate)
+    config = _config(**{"evaluation.checkpoint": "best"})
+    assert train(config, tmp_path, dataset).summary["selected"]["step"] == 12
+    if how == "missing":
+        shutil.rmtree(tmp_path / "checkpoints" / "best" / "12")
+    else:
+        _damage(tmp_path / "checkpoints" / "best" / "12", how)
+    capfd.readouterr()
+    again = train(config, tmp_path, dataset)
+    assert re.search(r"checkpoint best/12 is damaged \(.*\); going back to the one before", capfd.readouterr().err)
+    expected = {"checkpoint": "best", "step": 8, "epoch": 2.0, "clean_accuracy": 1.0, "robust_accuracy": 1.0}
+    assert again.summary["selected"] == expected
+    _damage(tmp_path / "checkpoints" / "best" / "8", "truncated")
+    with pytest.raises(ValueError, match=r"every checkpoint in .*best is damaged: .*/8 is damaged") as raised:
+        train(config, tmp_path, dataset)
+    assert "going back" not in str(raised.value)
+
+
 def test_loss_that_is_not_finite_stops_the_run(tmp_path, capfd):
     """One line that names the step; the checkpoints from before are kept, and the report says so."""
     fields = ["optimizer.learning_rate=1e30", "optimizer.warmup=0.0", "network.name=tiny", "train.checkpoint_steps=1"]
