@@ -146,9 +146,21 @@ SMALL = {  # parameters that make each quick, where its own would not
     "gaussian_blur": {},
     "none": {},
     "apgd_ce": {"steps": 2},
+    "apgd_dlr": {"steps": 2},
+    "apgd_t": {"steps": 2, "targets": 2},
+    "fab_t": {"steps": 2, "targets": 2},
     "square": {"queries": 3},
+    "autoattack": {"steps": 2, "targets": 2, "queries": 3},
+    "mpgd": {"steps": 2, "bound": 0.1},
+    "augmented_lagrangian": {"steps": 2},
+    "lpa": {"steps": 2, "rounds": 1, "distance": lj.distances.create("l2")},
+    "fast_lpa": {"steps": 2, "distance": lj.distances.create("l2")},
+    "ppgd": {"steps": 2, "distance": lj.distances.create("l2")},
+    "pgd_l0": {"pixels": 2, "steps": 2, "restarts": 2},
+    "corner_search": {"pixels": 2, "iterations": 3},
+    "wasserstein": {"steps": 2, "sinkhorn_steps": 5},
 }
-NORMS = {"pgd_linf": "linf", "fgsm": "linf", "mi_fgsm": "linf", "pgd_l2": "l2"}
+NORMS = {"pgd_linf": "linf", "fgsm": "linf", "mi_fgsm": "linf", "mpgd": "linf", "pgd_l2": "l2"}
 
 
 def attacked(name, batch, height, width, classes, seed):
@@ -177,6 +189,10 @@ def assert_valid(name, images, adversarial):
         assert np.all(np.sqrt((difference**2).sum((1, 2, 3))) <= SMALL[name]["bound"] + 1e-5)
 
 
+def test_no_attack_is_forgotten():
+    assert set(SMALL) == set(attacks.names())
+
+
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_attacks_take_any_batch(batch):
     for name in ("pgd_l2", "lagrangian"):
@@ -190,6 +206,8 @@ def test_attacks_take_any_batch(batch):
 def test_attacks_on_any_input(name, batch, height, width, classes, seed):
     multiple = {"jpeg": 16, "snow": 4}.get(name, 1)  # of their blocks, as documented
     height, width = (-(-side // multiple) * multiple for side in (height, width))
+    if name in ("apgd_dlr", "augmented_lagrangian"):  # their ratio takes a third class, as documented
+        classes = max(classes, 3)
     assert_valid(name, *attacked(name, batch, height, width, classes, seed))
 
 
