@@ -1,4 +1,4 @@
-"""Distances between images: what bounds the perceptual attacks, and what reports show.
+"""Distances between images: what bounds the perceptual attacks, and what tells how alike two images look.
 
 A distance maps two batches of images (B, H, W, C), float32 in [0, 1], to one value an example, (B,). It is pure and may
 stand inside `jax.jit` and `jax.grad`. All but `ssim` are l2 distances between features and have ``distance.features``.
