@@ -1,4 +1,8 @@
-"""Fixtures shared by the tests. Recorded values and data live beside the checkout; where absent, their tests skip."""
+"""Fixtures shared by the tests.
+
+Recorded values of the originals' parts are in ``data/original``. Those of whole attacks and CIFAR-10 live beside the
+checkout; where absent, their tests skip.
+"""
 
 import functools
 import importlib.util
@@ -28,12 +32,19 @@ def pytest_xdist_make_scheduler(config, log):
     return LoadFileScheduling(config, log)
 
 
+ORIGINAL = pathlib.Path(__file__).parent / "data" / "original"
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
+def original() -> pathlib.Path:
+    """Recorded inputs and outputs of parts of the original implementations, and the network that they are of."""
+    return ORIGINAL
+
+
+@pytest.fixture(scope="session")
 def golden() -> pathlib.Path:
-    """Recorded inputs and outputs of the original implementations."""
+    """Recorded outcomes of the originals' whole attacks, and the AlexNet of their LPIPS."""
     folder = SHARED / "reference" / "golden"
     if not folder.is_dir():
         pytest.skip("the recorded values (../shared/reference/golden) are not here")
@@ -64,12 +75,12 @@ def cifar10_test():
 
 
 @pytest.fixture(scope="session")
-def network_a(golden):
+def network_a(original):
     """The recorded network A (slim ResNet-18): ``logits_fn(images)``."""
     import lagrangian_jax as lj
 
     network = lj.models.create("resnet18", num_classes=10, width=16)
-    variables = lj.interop.load(golden / "model_a.safetensors", network)
+    variables = lj.interop.load(original / "model_a.safetensors", network)
     return lambda images: network.apply(variables, images, train=False)
 
 

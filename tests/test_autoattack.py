@@ -425,8 +425,8 @@ class TestChecks:
 
 
 @pytest.fixture(scope="module")
-def recorded(golden):
-    return np.load(golden / "components" / "apgd.npz")
+def recorded(original):
+    return np.load(original / "components" / "apgd.npz")
 
 
 class TestRecorded:
@@ -453,10 +453,10 @@ class TestRecorded:
             pytest.param("l2", "ce", 1e-2, marks=pytest.mark.slow),
         ],
     )
-    def test_fifty_steps_from_a_given_start(self, recorded, golden, norm, loss, tolerance):
+    def test_fifty_steps_from_a_given_start(self, recorded, original, norm, loss, tolerance):
         """The recorded runs had the network in train mode: the statistics of the batch couple the four examples."""
         network = lj.models.create("resnet18", num_classes=10, width=16)
-        variables = lj.interop.load(golden / "model_a.safetensors", network)
+        variables = lj.interop.load(original / "model_a.safetensors", network)
         images, labels = recorded["images"], recorded["images_labels"]
 
         def logits_fn(x):

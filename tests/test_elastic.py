@@ -93,8 +93,8 @@ def test_elastic_flows_to_its_bound_along_the_slopes_of_a_linear_network(key, ra
 
 @pytest.mark.parametrize(("prefix", "kernel_size", "sigma"), [("cifar", 5, 3 / 7), ("imagenetkernel", 25, 3.0)])
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_elastic_displacement_as_recorded(golden, prefix, kernel_size, sigma, align_corners):
-    recorded = np.load(golden / "components" / "elastic.npz")
+def test_elastic_displacement_as_recorded(original, prefix, kernel_size, sigma, align_corners):
+    recorded = np.load(original / "components" / "elastic.npz")
     flow = np.moveaxis(recorded["params_xy_channels_first"], 1, -1) * 16  # of units of the grid, 2 / 32 a pixel
 
     @jax.jit
@@ -114,14 +114,14 @@ def test_elastic_displacement_as_recorded(golden, prefix, kernel_size, sigma, al
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_elastic_first_step_as_recorded_for_some_gradient(golden, align_corners):
+def test_elastic_first_step_as_recorded_for_some_gradient(original, align_corners):
     """Steps of 0.0707 pixels, one a coordinate and each up or down, lead from the recorded start to the recorded image.
 
     The network of this recording is not at hand (A's gradient has 72 % of these signs), so the signs are searched for:
     five by five pixels influence each other, the pixels of every fifth row and column are searched at once. In flat
     places the search may end beside the best signs.
     """
-    recorded = np.load(golden / "components" / "uar_attacks_given_start.npz")
+    recorded = np.load(original / "components" / "uar_attacks_given_start.npz")
     images = jnp.asarray(recorded["images"])
     wanted = recorded[f"elastic_align_corners_{align_corners}_adv_after_1_steps"]
     start = np.moveaxis(recorded["elastic_init_params"], 1, -1) * 16

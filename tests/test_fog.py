@@ -47,8 +47,8 @@ def test_fog_sets_every_variable_as_a_linear_network_wants_it(linear_network, ke
     np.testing.assert_allclose(adversarial, (255 * images + 256 * haze[..., None]) / brightest, atol=1e-5)
 
 
-def test_fog_maps_and_images_as_recorded(golden):
-    recorded = np.load(golden / "components" / "fog.npz")
+def test_fog_maps_and_images_as_recorded(original):
+    recorded = np.load(original / "components" / "fog.npz")
     maps = plasma(fog_variables(recorded), 64)
     over_batch = fog.normalise(maps, True)
     np.testing.assert_allclose(over_batch, recorded["map_batch4_normalised_over_batch"], atol=1e-5)
@@ -61,14 +61,14 @@ def fog_variables(recorded):
 
 
 @pytest.mark.parametrize("bound", [128, 256])
-def test_fog_is_blended_in_as_recorded(golden, bound):
-    recorded = np.load(golden / "components" / "fog.npz")
+def test_fog_is_blended_in_as_recorded(original, bound):
+    recorded = np.load(original / "components" / "fog.npz")
     haze = fog.normalise(plasma(fog_variables(recorded), 64), True)[:, 16:48, 16:48]
     np.testing.assert_allclose(fog.blend(recorded["images"], haze, bound), recorded[f"out_eps{bound}"], atol=1e-5)
 
 
-def test_fog_from_the_recorded_start(golden, network_a, monkeypatch, key):
-    recorded = np.load(golden / "components" / "fog.npz")
+def test_fog_from_the_recorded_start(original, network_a, monkeypatch, key):
+    recorded = np.load(original / "components" / "fog.npz")
     monkeypatch.setattr(fog, "uniform", lambda *_: fog_variables(recorded))
     attack = lj.attacks.create("fog", steps=5, step_size=0.02236, batch_normalise=True)
     adversarial = attack(key, network_a, recorded["images"], recorded["labels"])

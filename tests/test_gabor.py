@@ -95,8 +95,8 @@ def test_gabor_impulses_stay_within_one(key, monkeypatch):
     assert np.abs(found - expected(np.inf)).max() > 0.01
 
 
-def test_gabor_kernels_and_noise_as_recorded(golden):
-    recorded = np.load(golden / "components" / "gabor.npz")
+def test_gabor_kernels_and_noise_as_recorded(original):
+    recorded = np.load(original / "components" / "gabor.npz")
     sides, sigma, frequency, angle = recorded["kernel_params_sides_sigma_Lambda_theta"].T
     kernels = gabor.gabor_kernels(sides.astype(np.int32), sigma, frequency, angle)
     np.testing.assert_allclose(kernels, recorded["kernels"], atol=3e-5)

@@ -256,8 +256,8 @@ class TestCorruptions:
         with pytest.raises(ValueError, match=message):
             lj.attacks.create("gaussian_blur", **parameters)(key, linear_network(SHAPE)[0], images, labels)
 
-    def test_recorded_blur(self, key, golden):
-        recorded = np.load(golden / "components" / "gaussian_blur_noise.npz")
+    def test_recorded_blur(self, key, original):
+        recorded = np.load(original / "components" / "gaussian_blur_noise.npz")
         blurred = lj.attacks.create("gaussian_blur")(
             key, lambda x: x[:, 0, 0, :], recorded["images"], np.zeros(4, np.int32)
         )
@@ -273,8 +273,8 @@ def assert_nearly_all_close(actual, desired):
 
 class TestRecordedTrajectories:
     @pytest.mark.parametrize("norm", ["linf", "l2"])
-    def test_pgd(self, key, golden, network_a, norm):
-        recorded = np.load(golden / "components" / "pgd_trajectories.npz")
+    def test_pgd(self, key, original, network_a, norm):
+        recorded = np.load(original / "components" / "pgd_trajectories.npz")
         images, labels = jnp.asarray(recorded["images"]), jnp.asarray(recorded["labels"])
         bound, step_size = float(recorded[f"{norm}_eps"]), float(recorded[f"{norm}_eps_iter"])
 
@@ -292,9 +292,9 @@ class TestRecordedTrajectories:
                 assert (difference > 1e-5).mean() < (1e-3 if steps <= 10 else 0.02), steps
 
     @pytest.fixture
-    def recorded(self, golden, monkeypatch):
+    def recorded(self, original, monkeypatch):
         """The recorded Lagrangian attack; attacks in the test start from its first perturbation."""
-        recorded = np.load(golden / "components" / "lagrangian_attack.npz")
+        recorded = np.load(original / "components" / "lagrangian_attack.npz")
         module = importlib.import_module("lagrangian_jax.attacks.lagrangian")
         monkeypatch.setattr(module, "normal", lambda keys, shape: jnp.asarray(recorded["delta_init"]) / 0.01)
         return recorded
@@ -315,14 +315,14 @@ class TestRecordedTrajectories:
             assert_nearly_all_close(seen[i] - images, recorded["eval_delta_after_step"][i - 1])
         assert_nearly_all_close(adversarial, recorded["eval_adv_images"])
 
-    def test_lagrangian_in_train_mode_and_two_training_steps(self, key, recorded, golden):
+    def test_lagrangian_in_train_mode_and_two_training_steps(self, key, recorded, original):
         """Batch statistics pass through the five forward passes of the attack, in order.
 
         The recorded statistics "after the attack" are views of the network's own buffers, so they show them after the
         two training steps that the recording goes on with; so does the linear weight "after the first step".
         """
         network = lj.models.create("resnet18", num_classes=10, width=16)
-        variables = lj.interop.load(golden / "model_a.safetensors", network)
+        variables = lj.interop.load(original / "model_a.safetensors", network)
         images, labels = jnp.asarray(recorded["images"]), jnp.asarray(recorded["labels"])
         statistics = variables["batch_stats"]
         np.testing.assert_allclose(statistics["bn1"]["mean"], recorded["train_bn1_running_mean_before"], atol=1e-6)

@@ -48,8 +48,8 @@ def jpeg_noise(luma, *chroma):
     return np.concatenate([plane(blocks) for blocks in (luma, *chroma)], axis=1)
 
 
-def test_jpeg_decoding_as_recorded(golden):
-    recorded = np.load(golden / "components" / "jpeg.npz")
+def test_jpeg_decoding_as_recorded(original):
+    recorded = np.load(original / "components" / "jpeg.npz")
     np.testing.assert_array_equal(recorded["y_table_as_used"].T, jpeg.LUMA_TABLE)
     np.testing.assert_array_equal(recorded["c_table_as_used"].T, jpeg.CHROMA_TABLE)
     variables = jpeg_noise(*(recorded[f"{plane}_var"] for plane in ("y", "cb", "cr")))
@@ -67,8 +67,8 @@ def test_jpeg_decoding_as_recorded(golden):
     np.testing.assert_allclose(gradient, jpeg_noise(*(recorded[name] for name in names)), atol=1e-4)
 
 
-def test_jpeg_from_the_recorded_start(golden, network_a, monkeypatch, key):
-    recorded = np.load(golden / "components" / "jpeg.npz")
+def test_jpeg_from_the_recorded_start(original, network_a, monkeypatch, key):
+    recorded = np.load(original / "components" / "jpeg.npz")
     blocks = [part.reshape(4, -1, 8, 8) for part in np.split(recorded["attack_init_cat_var"], [1024, 1280], axis=1)]
     monkeypatch.setattr(jpeg, "uniform", lambda *_: jnp.asarray(jpeg_noise(*blocks) / 0.125))
     attack = lj.attacks.create("jpeg", steps=5, step_size=float(recorded["attack_step_size"]))

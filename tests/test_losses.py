@@ -131,8 +131,8 @@ class TestEdges:
 
 
 @pytest.fixture
-def components(golden):
-    return lambda name: np.load(golden / "components" / f"{name}.npz")
+def components(original):
+    return lambda name: np.load(original / "components" / f"{name}.npz")
 
 
 class TestRecorded:

@@ -38,8 +38,8 @@ class Linear(nn.Module):
 
 
 @pytest.mark.parametrize(("name", "loss"), [("trades", trades_loss), ("mart", mart_loss)])
-def test_loss_matches_the_original(golden, name, loss):
-    recorded = np.load(golden / "components" / "losses.npz")
+def test_loss_matches_the_original(original, name, loss):
+    recorded = np.load(original / "components" / "losses.npz")
     clean, adversarial, labels = (jnp.asarray(recorded[k]) for k in ("nat_logits", "adv_logits", "labels"))
     beta = float(recorded[f"{name}_beta"])
 

@@ -195,14 +195,14 @@ class TestMSD:
 
 class TestRecorded:
     @pytest.fixture
-    def losses(self, golden):
-        return np.load(golden / "components" / "losses.npz")
+    def losses(self, original):
+        return np.load(original / "components" / "losses.npz")
 
-    def test_l1_projection(self, losses, golden):
+    def test_l1_projection(self, losses, original):
         projected = project_l1(jnp.asarray(losses["msd_l1ball_input"]), 12.0)
         np.testing.assert_allclose(projected, losses["msd_l1ball_eps12"], atol=1e-6)
         # APGD's projection onto ball and box at once is the same where the box does not bind.
-        apgd = np.load(golden / "components" / "apgd.npz")
+        apgd = np.load(original / "components" / "apgd.npz")
         change, correction = apgd["l1proj_input_delta"], apgd["l1proj_eps12_correction"]
         projected = project_l1(jnp.asarray(change), 12.0)
         inside = ((apgd["images"] + projected >= 0) & (apgd["images"] + projected <= 1)).all((1, 2, 3))
@@ -219,7 +219,7 @@ class TestRecorded:
         )
         np.testing.assert_array_equal(direction, losses["msd_l1dir_topk_k20_gap0p05"])
 
-    def test_msd(self, key, losses, golden, monkeypatch):
+    def test_msd(self, key, losses, original, monkeypatch):
         """Five steps with k = 10. The recording has the network in train mode, with statistics of the four images.
 
         The original projects the whole batch as soon as one example is outside the l1 ball, which moves those inside
@@ -237,7 +237,7 @@ class TestRecorded:
 
         monkeypatch.setattr(importlib.import_module("lagrangian_jax.attacks.msd"), "project_l1", project_batch)
         network = lj.models.create("resnet18", num_classes=10, width=16)
-        variables = lj.interop.load(golden / "model_a.safetensors", network)
+        variables = lj.interop.load(original / "model_a.safetensors", network)
 
         def forward(images, statistics):
             variables_now = {**variables, "batch_stats": statistics}
@@ -249,10 +249,10 @@ class TestRecorded:
         run = jax.jit(lambda: msd_with_state(key, forward, variables["batch_stats"], images, labels, **options)[0])
         np.testing.assert_allclose(run() - images, losses["msd_v0_5its_k10_delta"], atol=1e-5)
 
-    def test_ddn_on_images(self, key, golden, network_a):
+    def test_ddn_on_images(self, key, golden, original, network_a):
         """The first images of the recorded 100-step attack, bit by bit almost; the rest in the slow test."""
         recorded = np.load(golden / "model_a_test0-127" / "ddn100.npz")
-        images = np.load(golden / "components" / "ddn_cw.npz")["images"]
+        images = np.load(original / "components" / "ddn_cw.npz")["images"]
         run = jax.jit(lambda: lj.attacks.create("ddn")(key, network_a, images, recorded["label"][:4]))
         np.testing.assert_allclose(run(), recorded["adv_images_nhwc_first"][:4], atol=2.5 / 255)
         np.testing.assert_allclose(norms_of(run(), images), recorded["l2"][:4], rtol=0.01, atol=1e-5)

@@ -209,9 +209,9 @@ def recorded(golden, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def train_mode_network(golden):
+def train_mode_network(original):
     network = lj.models.create("resnet18", num_classes=10, width=16)
-    variables = lj.interop.load(golden / "model_a.safetensors", network)
+    variables = lj.interop.load(original / "model_a.safetensors", network)
     return lambda images: network.apply(variables, images, train=True, mutable=["batch_stats"])[0]
 
 

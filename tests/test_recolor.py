@@ -16,8 +16,8 @@ project_grid = jax.jit(module.project_grid)
 
 
 @pytest.fixture(scope="module")
-def recorded(golden):
-    return np.load(golden / "components" / "recoloradv.npz")
+def recorded(original):
+    return np.load(original / "components" / "recoloradv.npz")
 
 
 def planes(stacked):

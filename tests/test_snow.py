@@ -76,18 +76,18 @@ def test_snow_kernels_are_the_drawn_streaks():
     assert leaning[:, 0].mean() == pytest.approx(0.5, abs=0.15)
 
 
-def test_recorded_snow_kernels_are_streaks(golden):
+def test_recorded_snow_kernels_are_streaks(original):
     grid = np.meshgrid(np.arange(8, 13), np.arange(8, 13), [1.0, 3.0, 5.0], np.linspace(0.41, 0.6, 39))
     row, column, width, sigma = (axis.ravel() for axis in grid)
     streaks = np.asarray(jax.jit(jax.vmap(snow.streak))(np.stack([row, column], axis=-1), width, sigma))
     for name, array in (("snow", "kernels"), ("uar_attacks_given_start", "snow_kernels")):
-        kernels = np.load(golden / "components" / f"{name}.npz")[array]
+        kernels = np.load(original / "components" / f"{name}.npz")[array]
         distances = [[np.abs(streaks - k).max((1, 2)).min() for k in (kernel, kernel[:, ::-1])] for kernel in kernels]
         assert np.max(np.min(distances, axis=1)) < 0.006  # the grid of blurs has steps of 0.005
 
 
-def test_snow_layer_and_budget_as_recorded(golden):
-    recorded = np.load(golden / "components" / "snow.npz")
+def test_snow_layer_and_budget_as_recorded(original):
+    recorded = np.load(original / "components" / "snow.npz")
     correlate = correlator(jnp.broadcast_to(recorded["kernels"], (4, 7, 13, 13)), 32, 32)
     layer = correlate(snow.place(jnp.asarray(recorded["intensities"]) ** 4))
     np.testing.assert_allclose(layer, recorded["snow"], atol=1e-5)
@@ -98,13 +98,13 @@ def test_snow_layer_and_budget_as_recorded(golden):
     np.testing.assert_allclose(limited, recorded["intensities_after_clamp_and_budget_projection"], atol=1e-6)
 
 
-def test_snow_first_step_as_recorded_for_some_gradient(golden, monkeypatch, key):
+def test_snow_first_step_as_recorded_for_some_gradient(original, monkeypatch, key):
     """The network of this recording is not at hand; the signs of its gradient follow from the recorded image.
 
     A network that is linear in the intensities to the fourth, with these signs, takes its place. Of the four images the
     first has few enough white pixels to determine all 448 intensities.
     """
-    recorded = np.load(golden / "components" / "uar_attacks_given_start.npz")
+    recorded = np.load(original / "components" / "uar_attacks_given_start.npz")
     image, wanted = recorded["images"][:1], recorded["snow_adv_after_1_steps"][:1]
     start, kernels = recorded["snow_init_intensities"][:1], jnp.asarray(recorded["snow_kernels"])
     correlate = jax.jit(correlator(jnp.broadcast_to(kernels, (448, 7, 13, 13)), 32, 32))

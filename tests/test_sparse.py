@@ -63,8 +63,8 @@ def test_projection_is_idempotent_and_breaks_ties():
     assert int(jnp.sum(project_l0(tied, jnp.full((1, 2, 2, 1), 0.5), 1, 1) != 0)) == 1
 
 
-def test_projection_matches_the_original(golden):
-    recorded = np.load(golden / "components" / "pgd0_projection.npz")
+def test_projection_matches_the_original(original):
+    recorded = np.load(original / "components" / "pgd0_projection.npz")
     for pixels in (1, 5, 10):
         projected = project_l0(jnp.asarray(recorded["delta"]), jnp.asarray(recorded["images"]), pixels, 10)
         np.testing.assert_allclose(projected, recorded[f"delta_projected_k{pixels}"], atol=1e-6)

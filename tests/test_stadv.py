@@ -13,8 +13,8 @@ from lagrangian_jax.attacks.stadv import flow_roughness, identity_flow
 
 
 @pytest.fixture(scope="module")
-def recorded(golden):
-    return np.load(golden / "components" / "stadv.npz")
+def recorded(original):
+    return np.load(original / "components" / "stadv.npz")
 
 
 def brightness_network(images):

@@ -24,11 +24,11 @@ from lagrangian_jax.step import resident_steps, streaming_step, training_step
 from lagrangian_jax.train import batch_indices
 
 
-def test_two_steps_match_the_released_code(golden):
+def test_two_steps_match_the_released_code(original):
     """Recorded: SGD 0.1, momentum 0.9, decay 2e-4 on the adversarial images of a train-mode attack on network A."""
-    recorded = np.load(golden / "components" / "lagrangian_attack.npz")
+    recorded = np.load(original / "components" / "lagrangian_attack.npz")
     network = lj.models.create("resnet18", num_classes=10, width=16)
-    variables = lj.interop.load(golden / "model_a.safetensors", network)
+    variables = lj.interop.load(original / "model_a.safetensors", network)
     optimizer = build_optimizer(_paper(), lambda step: 0.1)
 
     def craft(keys, network, batch, memory, epoch):
@@ -53,10 +53,10 @@ def test_two_steps_match_the_released_code(golden):
     np.testing.assert_allclose(conv, recorded["trainstep_conv1_weight_after"], atol=1e-5)
 
 
-def test_network_forward_matches_recorded_features(golden):
-    recorded = np.load(golden / "components" / "model_a_features.npz")
+def test_network_forward_matches_recorded_features(original):
+    recorded = np.load(original / "components" / "model_a_features.npz")
     network = lj.models.create("resnet18", num_classes=10, width=16)
-    variables = lj.interop.load(golden / "model_a.safetensors", network)
+    variables = lj.interop.load(original / "model_a.safetensors", network)
     logits, stages = network.apply(variables, recorded["images"], train=False, features=True)
     np.testing.assert_allclose(logits, recorded["logits"], atol=1e-4)
     for number, stage in enumerate(stages, start=1):
