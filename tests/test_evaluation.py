@@ -130,6 +130,7 @@ def test_the_clean_row(reference):
     clean = reference["none"]
     assert (clean.correct, clean.total) == (20, 23)
     assert (clean.mean_l0, clean.mean_l2, clean.mean_linf) == (0, 0, 0)
+    assert clean.mean_ssim is None  # these images are smaller than its window
     assert reference.summary["clean"] == 20 / 23
 
 
@@ -360,6 +361,32 @@ def test_an_array_closed_over_beside_the_variables_is_part_of_the_network(exampl
     evaluate(lambda v, x: network(v, x) * one, images, labels, **given)
     with pytest.raises(ValueError, match=r"belongs to another evaluation: constants is .* there"):
         evaluate(lambda v, x: network(v, x) * two, images, labels, **given)
+
+
+def test_similarity_is_that_of_the_images_and_of_older_rows_not_known(tmp_path):
+    images = np.random.default_rng(0).uniform(size=(11, 12, 13, 3)).astype(np.float32)
+    labels = np.zeros(11, int)
+
+    def logits(x):
+        return jnp.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], -1)
+
+    row = Row("fgsm", parameters={"bound": 0.1})
+    options = dict(suite=[Row("none"), row], batch_size=4, keep_pictures=11, workdir=tmp_path)
+    result = evaluate(logits, images, labels, **options)
+    rows = result.examples["fgsm"]
+    expected = np.asarray(1 - lj.distances.create("ssim")(jnp.asarray(rows["pictures"]), jnp.asarray(images)))
+    assert expected.max() < 0.99
+    np.testing.assert_allclose(rows["ssim"], expected, rtol=1e-5)
+    assert result["fgsm"].mean_ssim == pytest.approx(expected.mean(), rel=1e-5)
+    assert result["none"].mean_ssim == 1.0
+
+    path = tmp_path / "evaluation" / "fgsm.npz"
+    arrays, about = files.read(path.read_bytes())
+    del arrays["ssim"]
+    files.write(path, arrays, about)
+    again = evaluate(logits, images, labels, **options)
+    assert again["fgsm"].mean_ssim is None
+    np.testing.assert_array_equal(again.examples["fgsm"]["l2"], rows["l2"])
 
 
 def test_rows_of_another_sitting_are_told(examples, reference, tmp_path, monkeypatch):

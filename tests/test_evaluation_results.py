@@ -111,8 +111,9 @@ def test_loops_branches_and_copies():
 def outcome(column, accuracy, name=None):
     return lj.evaluation.AttackResult(
         **dict(name=name or column, label=column, attack=column, parameters={}, column=column, correct=0, total=4),
-        **dict(accuracy=accuracy, mean_l0=0.0, mean_l2=None, mean_linf=0.0, seconds=1.0, compile_seconds=1.0),
-        **dict(gradient_evaluations=None, forward_passes=None, cost_exact=False, attacked=4, stages=(4,)),
+        **dict(accuracy=accuracy, mean_l0=0.0, mean_l2=None, mean_linf=0.0, mean_ssim=None),
+        **dict(seconds=1.0, compile_seconds=1.0, gradient_evaluations=None, forward_passes=None, cost_exact=False),
+        **dict(attacked=4, stages=(4,)),
     )
 
 

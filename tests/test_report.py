@@ -89,8 +89,8 @@ def test_attack_table(workdir):
     assert row == {
         "Attack": "PGD0, 10 pixels", "Parameters": "pixels 10, steps 20, restarts 3", "Correct": "444/1000",
         "Accuracy": "44.40", "95% interval": "41.35 to 47.50", "Mean l0": "27.1", "Mean l2": "3.900",
-        "Mean linf": "0.9900", "Seconds": "18.8", "Compile": "4.2", "Gradients": "60", "Forwards": "61",
-        "Attacked": "803 640 512",
+        "Mean linf": "0.9900", "SSIM": "0.961", "Seconds": "18.8", "Compile": "4.2", "Gradients": "60",
+        "Forwards": "61", "Attacked": "803 640 512",
     }  # fmt: skip
     assert table.rows[1][table.header.index("Gradients")] == "<= 220"
     assert table.rows[2][1] == "bound 8/255, steps 40, step_size 2/255"

@@ -73,6 +73,7 @@ def result(row, correct, **norms):
         total=COUNT,
         accuracy=correct / COUNT,
         **norms,
+        mean_ssim=None,
         seconds=1.0,
         compile_seconds=1.0,
         gradient_evaluations=None,

@@ -17,8 +17,8 @@ class SSIMDistance:
       \quad C_1 = 0.01^2, \; C_2 = 0.03^2
 
     with means and (co)variances under an 11x11 Gaussian window of standard deviation 1.5, averaged over the windows
-    that lie inside the image and over the channels. It tells how alike images look; `lpa` and `fast_lpa`
-    take it as a bound, too, and `ppgd`, which needs features, does not.
+    that lie inside the image and over the channels. Evaluations report its similarity of each attack's images; `lpa`
+    and `fast_lpa` take it as a bound, too, and `ppgd`, which needs features, does not.
 
     Source: Wang, Bovik, Sheikh and Simoncelli 2004. The copy in perceptual-advex differs: it pads with zeros.
     """

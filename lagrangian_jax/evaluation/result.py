@@ -22,6 +22,8 @@ class AttackResult:
       correct, total, accuracy: examples still classified correctly, of all; the exact fraction.
       mean_l0, mean_l2, mean_linf: of adversarial minus clean image over all examples; pixels changed by more than 1e-6,
         and norms over pixels and channels of images in [0, 1]. None where a perturbation is not finite.
+      mean_ssim: structural similarity of adversarial and clean image (`lagrangian_jax.distances.SSIMDistance`), 1 for
+        equal ones; None also of images below 11 pixels a side, and where older rows do not tell.
       seconds, compile_seconds: running, and tracing and compiling.
       gradient_evaluations, forward_passes: an example, on average over all; the pass that reads the prediction counts.
         None where the attack's program does not tell.
@@ -41,6 +43,7 @@ class AttackResult:
     mean_l0: float | None
     mean_l2: float | None
     mean_linf: float | None
+    mean_ssim: float | None
     seconds: float
     compile_seconds: float
     gradient_evaluations: float | None
@@ -62,7 +65,7 @@ class Result:
         warnings of an attack's self-checks, rows that other versions or another machine computed.
       versions, device, data, network: of the software, the machine, the examples and the weights.
       examples: by row, arrays over all examples (``index``, ``label``, ``prediction``, ``correct``, ``l0``, ``l2``,
-        ``linf``) and the first adversarial images (``picture_index``, ``pictures``). Not in the JSON.
+        ``linf``, ``ssim``) and the first adversarial images (``picture_index``, ``pictures``). Not in the JSON.
     """
 
     suite: str

@@ -9,9 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from lagrangian_jax import attacks, parallel
 from lagrangian_jax.attacks import Attack, Execution
+from lagrangian_jax.attacks.attack import map_batches
+from lagrangian_jax.distances import SSIMDistance
 from lagrangian_jax.evaluation import files, processes
 from lagrangian_jax.evaluation.examples import Examples
 from lagrangian_jax.evaluation.programs import Programs
@@ -57,6 +60,7 @@ class Work:
             "l0": np.zeros(count, np.int32),
             "l2": np.zeros(count, np.float32),
             "linf": np.zeros(count, np.float32),
+            "ssim": np.full(count, np.nan, np.float32),
             "pictures": np.zeros((pictures, *examples.images.shape[1:]), np.float32),
             # Sums over examples: forward passes, gradients, whether these are bounds, and examples that each stage saw.
             "costs": np.zeros(3 + len(attack.stages)),
@@ -147,7 +151,7 @@ class Work:
             "label": labels,
             "prediction": state["prediction"],
             "correct": state["prediction"] == labels,
-            **{name: state[name] for name in ("l0", "l2", "linf")},
+            **{name: state[name] for name in ("l0", "l2", "linf", "ssim")},
             "picture_index": index[: len(state["pictures"])],
             "pictures": state["pictures"],
         }
@@ -169,6 +173,7 @@ class Work:
             mean_l0=_mean(rows["l0"]),
             mean_l2=_mean(rows["l2"]),
             mean_linf=_mean(rows["linf"]),
+            mean_ssim=_mean(rows["ssim"]),
             seconds=float(self._state["seconds"][0]),
             compile_seconds=float(self._state["seconds"][1]),
             gradient_evaluations=None if np.isnan(gradients) else float(gradients) / total,
@@ -196,15 +201,17 @@ class Work:
                 break
         pictures = chunk < len(self._state["pictures"])
         compiling = programs.compile_seconds - compiled
+        seconds = np.array([time.perf_counter() - start - compiling, compiling])
         return {
             "rows": chunk,
             "passed": standing.passed,
             "prediction": standing.predictions,
             **_norms(standing.adversarial - images),
+            "ssim": _ssim(standing.adversarial, images, sizes[-1]),
             "picture_rows": chunk[pictures],
             "pictures": standing.adversarial[pictures],
             "costs": self._costs(programs, ran),
-            "seconds": np.array([time.perf_counter() - start - compiling, compiling]),
+            "seconds": seconds,
             "fitted": np.array(programs.largest or sizes[-1]),
             "stop": np.array(stopped),
         }
@@ -214,7 +221,7 @@ class Work:
         state = self._state
         everyone = parallel.gather(found)
         for part in everyone:
-            for name in ("passed", "prediction", "l0", "l2", "linf"):
+            for name in ("passed", "prediction", "l0", "l2", "linf", "ssim"):
                 state[name][part["rows"]] = part[name]
             state["pictures"][part["picture_rows"]] = part["pictures"]
             state["costs"] += part["costs"]
@@ -276,7 +283,7 @@ class Work:
             warnings.warn(f"{path} is damaged and is computed again ({error})", stacklevel=5)
             return False
         pictures = self._state["pictures"]
-        self._state |= {name: arrays[name] for name in self._state}
+        self._state |= {name: arrays[name] for name in self._state.keys() & arrays.keys()}
         self._state["pictures"] = self._state["pictures"][: len(pictures)]
         self._notes += about["notes"]
         self._sittings = about.get("sittings", [])  # older files do not tell
@@ -290,6 +297,7 @@ class Work:
                 f"{path} belongs to another evaluation: {'; '.join(differ)}. Nothing was overwritten; choose another "
                 "work directory, or delete this file to have it computed again"
             )
+        arrays.setdefault("ssim", self._state["ssim"])  # older files have none
         for name, value in self._state.items():
             if name != "pictures" and arrays[name].shape != value.shape:
                 raise files.Damaged(f"{name} has shape {arrays[name].shape}, expected {value.shape}")
@@ -303,6 +311,23 @@ def _norms(perturbations: np.ndarray) -> dict[str, np.ndarray]:
         "l2": np.sqrt(np.einsum("ni,ni->n", flat, flat, dtype=np.float64)).astype(np.float32),
         "linf": np.abs(flat).max(axis=1),
     }
+
+
+@jax.jit
+def _similarity(ones: Array, others: Array) -> Array:
+    return 1 - SSIMDistance()(ones, others)
+
+
+def _ssim(adversarial: np.ndarray, images: np.ndarray, batch: int) -> np.ndarray:
+    """(N,) structural similarity, not a number of images that are smaller than its window."""
+    found = np.full(len(images), np.nan, np.float32)
+    if min(images.shape[1:3]) >= SSIMDistance.window:
+        compared = map_batches(
+            lambda rows: (_similarity(adversarial[rows], images[rows]),), np.arange(len(images)), [batch]
+        )
+        for rows, values in compared:
+            found[rows] = values
+    return found
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -37,7 +37,8 @@ COLUMNS = {
 MEANS = ("Unseen mean", "Union mean", "Worst case")
 ATTACKS_EXPLANATION = (
     "Each attack with its parameters. The interval is Wilson's, at 95%; norms are means over all images, on pixel "
-    "values in [0, 1]; gradients and forwards are evaluations an image, on average; seconds are without compilation."
+    "values in [0, 1]; so is SSIM, the structural similarity to the clean image. Gradients and forwards are "
+    "evaluations an image, on average; seconds are without compilation."
 )
 
 
@@ -53,11 +54,11 @@ def robustness(run: Run) -> Table:
 
 def attacks(run: Run) -> Table:
     """A row an attack: parameters, counts, accuracy with its 95% Wilson interval, mean norms, seconds, evaluations."""
-    header = ["Attack", "Parameters", "Correct", "Accuracy", "95% interval", "Mean l0", "Mean l2", "Mean linf"]
+    header = ["Attack", "Parameters", "Correct", "Accuracy", "95% interval", "Mean l0", "Mean l2", "Mean linf", "SSIM"]
     header += ["Seconds", "Compile", "Gradients", "Forwards", "Attacked"]
+    measures = (("l0", 1), ("l2", 3), ("linf", 4), ("ssim", 3))
     rows = []
     for attack in run.attacks:
-        norms = [number(attack.get(f"mean_{norm}"), digits) for norm, digits in (("l0", 1), ("l2", 3), ("linf", 4))]
         rows.append(
             [
                 label(attack),
@@ -65,7 +66,7 @@ def attacks(run: Run) -> Table:
                 f"{attack['correct']}/{attack['total']}",
                 percent(accuracy(attack)),
                 interval(attack["correct"], attack["total"]),
-                *norms,
+                *(number(attack.get(f"mean_{name}"), digits) for name, digits in measures),
                 *(number(attack.get(field), 1) for field in ("seconds", "compile_seconds")),
                 *(_evaluations(attack, field) for field in ("gradient_evaluations", "forward_passes")),
                 _attacked(attack),
