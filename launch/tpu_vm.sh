@@ -3,7 +3,8 @@
 #   launch/tpu_vm.sh [--dry-run] NAME ZONE TYPE NFS -- --config=configs/cifar10.py:lagrangian,fast --workdir=/nfs/runs/cifar10
 #   launch/tpu_vm.sh my-slice us-west4-a v5litepod-256 10.0.0.2:/share -- ...
 # NFS (a Filestore instance, say) is mounted on every host as /nfs: it holds data sets and work directories, which a
-# slice's own disks would take with them. The slice is left running at the end: gcloud compute tpus tpu-vm delete NAME.
+# slice's own disks would take with them. The exit code is the run's; 75 (asked to stop, and saved) is not an end. The
+# slice is left running: gcloud compute tpus tpu-vm delete NAME --zone=ZONE.
 # RUNTIME overrides the software version of the hosts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -79,18 +80,24 @@ if [ "$dry_run" = yes ]; then
   create
   install
   on_all_hosts "$train"
-  echo "taken away, or exit code 75: the same again"
+  echo "taken away, or exit code 75: the same again; else the exit code is the run's"
   exit 0
 fi
 [ "$(state)" != ABSENT ] || create
-until install && on_all_hosts "$train"; do
-  case $(state) in
-    READY)
-      echo "the run failed, its message is above; given again, this command goes on where it stopped" >&2
-      exit 1
-      ;;
-    ABSENT) ;;
-    *) tpu delete "$name" --quiet ;;
-  esac
-  until sleep 60 && create; do :; done # spot capacity comes back in minutes, if it does
+while true; do
+  code=0
+  { install && on_all_hosts "$train"; } || code=$?
+  if [ "$code" = 0 ]; then
+    exit 0
+  elif [ "$code" = 75 ]; then
+    sleep 60 # if the slice is being taken away, its state tells by then
+  elif [ "$(state)" = READY ]; then
+    echo "the run failed, its message is above; given again, this command goes on where it stopped" >&2
+    exit "$code"
+  fi
+  while found=$(state) && [ "$found" != READY ]; do
+    [ "$found" = ABSENT ] || tpu delete "$name" --quiet || true
+    sleep 60 # spot capacity comes back in minutes, if it does
+    create || true
+  done
 done

@@ -150,41 +150,57 @@ def test_tpu_dry_run():
         assert "--zone=us-west4-a" in line
 
 
-def test_tpu_is_created_again_when_it_is_taken_away(tmp_path):
-    """The first slice is preempted in the middle of training, the second one is not."""
+# A Cloud whose slice has its state in the file `state`; a test adds what its runs do to it.
+CLOUD = """
+    cd {folder}
+    case "$4" in
+      create) [ ! -e state ] && echo READY > state ;;
+      delete) rm state ;;
+      describe) cat state ;;
+      ssh) case "$*" in *lagrangian_jax.main*) {run} ;; esac ;;
+    esac
+    """
+TPU = [LAUNCH / "tpu_vm.sh", "mine", "zone", "v6e-8", "10.0.0.2:/share", "--", *FIELDS]
+
+
+def verbs(folder):
+    return [line.split()[4] for line in calls(folder) if line.startswith("gcloud")]
+
+
+@pytest.mark.parametrize(("code", "told"), [(1, "at once"), (255, "at once"), (75, "later"), (75, "never")])
+def test_tpu_goes_on_when_it_is_taken_away_or_asked_to_stop(tmp_path, code, told):
+    """The first run ends in the middle, and the slice's state tells why; the second one does not."""
+    ends = {"at once": f"echo PREEMPTED > {tmp_path}/state"}.get(told, ":")
+    run = f"[ -e lived ] || {{ touch lived; {ends}; exit {code}; }}"
+    slept = f"[ -e {tmp_path}/slept ] || echo PREEMPTED > {tmp_path}/state; touch {tmp_path}/slept"
+    stand_in(tmp_path, "sleep", slept if told == "later" else "")
+    done = bash(*TPU, PATH=stand_in(tmp_path, "gcloud", CLOUD.format(folder=tmp_path, run=run)))
+    once, again = ["scp", "ssh", "ssh"], ["delete", "create", "describe"]  # the last one of the first trains
+    looks = ["describe"] * (1 if code == 75 else 2)
+    assert verbs(tmp_path) == ["describe", "create", *once, *looks, *(again if told != "never" else []), *once]
+    assert "failed" not in done.stderr
+
+
+def test_tpu_that_could_not_be_looked_at_is_found_again(tmp_path):
+    """gcloud fails now and then: a slice that is there, and costs, is not waited for."""
     stand_in(tmp_path, "sleep", "")
-    path = stand_in(
-        tmp_path,
-        "gcloud",
-        f"""
-        lives={tmp_path}/lives
-        case "$4" in
-          create) echo x >> $lives ;;
-          delete) ;;
-          describe) [ -e $lives ] || exit 1; echo PREEMPTED ;;
-          ssh) case "$*" in *lagrangian_jax.main*) [ "$(wc -l < $lives)" = 2 ] ;; esac ;;
-        esac
-        """,
-    )
-    arguments = ["mine", "zone", "v6e-8", "10.0.0.2:/share", "--", *FIELDS]
-    bash(LAUNCH / "tpu_vm.sh", *arguments, PATH=path)
-    verbs = [line.split()[4] for line in calls(tmp_path) if line.startswith("gcloud")]
-    once = ["create", "scp", "ssh", "ssh"]  # the last one trains
-    assert verbs == ["describe", *once, "describe", "delete", *once]
+    blind = 'if [ "$4" = describe ] && [ -e ' + f"{tmp_path}/blind ]; then rm {tmp_path}/blind; exit 1; fi"
+    run = "[ -e lived ] || { touch lived blind; exit 1; }"
+    bash(*TPU, PATH=stand_in(tmp_path, "gcloud", blind + CLOUD.format(folder=tmp_path, run=run)))
+    assert verbs(tmp_path).count("ssh") == 4
 
 
 @pytest.mark.parametrize(("fails", "reached"), [("*mount*", ["ssh"]), ("*lagrangian_jax.main*", ["ssh", "ssh"])])
 def test_tpu_run_that_fails_is_not_run_again(tmp_path, fails, reached):
     """Given again after something was mended, what is new is sent to the slice that is there."""
     path = stand_in(
-        tmp_path, "gcloud", f'case "$4" in describe) echo READY ;; ssh) case "$*" in {fails}) exit 1 ;; esac ;; esac'
+        tmp_path, "gcloud", f'case "$4" in describe) echo READY ;; ssh) case "$*" in {fails}) exit 2 ;; esac ;; esac'
     )
     for _ in range(2):
-        done = bash(LAUNCH / "tpu_vm.sh", "mine", "zone", "v6e-8", "nfs:/x", "--", *FIELDS, check=False, PATH=path)
-        assert done.returncode == 1
+        done = bash(*TPU, check=False, PATH=path)
+        assert done.returncode == 2
         assert "the run failed" in done.stderr
-    verbs = [line.split()[4] for line in calls(tmp_path) if line.startswith("gcloud")]
-    assert verbs == ["describe", "scp", *reached, "describe"] * 2
+    assert verbs(tmp_path) == ["describe", "scp", *reached, "describe"] * 2
 
 
 def test_tpu_host_is_prepared_again(tmp_path):
