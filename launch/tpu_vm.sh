@@ -43,28 +43,40 @@ tpu() {
   run gcloud compute tpus tpu-vm "$verb" "$@" --zone="$zone"
 }
 
+# Told by nobody that a host is gone, ssh would wait for it for hours.
 on_all_hosts() {
-  tpu ssh "$name" --worker=all --command="$1"
+  tpu ssh "$name" --worker=all --command="$1" --ssh-flag=-oServerAliveInterval=60
 }
 
 create() {
   tpu create "$name" --accelerator-type="$type" --version="$runtime" --spot
 }
 
-# Before every run, so that what was mended, and committed, reaches a slice that is there already; so does an address of
-# the share where none is mounted yet.
+# shellcheck disable=SC2016  # for the hosts to expand
+prepare="share=$(printf %q "$nfs")"'
+set -e
+if [ ! -x /sbin/mount.nfs ]; then
+  sudo apt-get -q update
+  sudo apt-get -qy -o DPkg::Lock::Timeout=300 install nfs-common
+fi
+sudo mkdir -p /nfs
+mounted=$(findmnt -n -o SOURCE -M /nfs || true)
+if [ "${mounted%/}" != "${share%/}" ]; then
+  [ -z "$mounted" ] || sudo umount /nfs
+  sudo mount -t nfs "$share" /nfs
+fi
+rm -rf lagrangian_jax
+mkdir lagrangian_jax
+tar -xzf lagrangian_jax.tar.gz -C lagrangian_jax
+[ -x .local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh # the hosts have an older Python, some of them
+[ -d venv ] || .local/bin/uv venv --python 3.12 venv
+.local/bin/uv pip install -q --python venv/bin/python -e "lagrangian_jax[tpu]"'
+
+# Before every run, so that what was mended, and committed, reaches a slice that is there already.
 install() {
   run git archive --output=/tmp/lagrangian_jax.tar.gz HEAD &&
     tpu scp /tmp/lagrangian_jax.tar.gz "$name:" --worker=all &&
-    on_all_hosts "set -e
-    sudo mkdir -p /nfs
-    mountpoint -q /nfs || sudo mount -t nfs $nfs /nfs
-    rm -rf lagrangian_jax
-    mkdir lagrangian_jax
-    tar -xzf lagrangian_jax.tar.gz -C lagrangian_jax
-    [ -x .local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh # the hosts' own Python may be older than 3.11
-    [ -d venv ] || .local/bin/uv venv --python 3.12 venv
-    .local/bin/uv pip install -q --python venv/bin/python -e 'lagrangian_jax[tpu]'"
+    on_all_hosts "$prepare"
 }
 
 state() {

@@ -144,8 +144,10 @@ def test_tpu_dry_run():
     )
     assert "--spot" in create
     assert "--worker=all" in copy
-    assert "mount -t nfs 10.0.0.2:/share /nfs" in prepare
+    assert "share=10.0.0.2:/share" in prepare.replace("\\", "")
     assert "LAGRANGIAN_JAX_DISTRIBUTED=1" in train
+    assert "ServerAliveInterval" in prepare
+    assert "ServerAliveInterval" in train
     for line in (create, copy, prepare, train):
         assert "--zone=us-west4-a" in line
 
@@ -207,12 +209,21 @@ def test_tpu_host_is_prepared_again(tmp_path):
     """The hosts' script itself, in a folder: what is there from the first time neither stops the second nor stays."""
     programs, mounted = tmp_path / "host" / ".local" / "bin", tmp_path / "mounted"
     programs.mkdir(parents=True)
-    # As mount and uv do, `mkdir` refuses what is there.
+    # As mount and uv do, `set -C` and `mkdir` refuse what is there.
     stand_in(
         programs, "uv", 'if [ "$1" = venv ]; then mkdir venv venv/bin && ln -s "$(type -P true)" venv/bin/python; fi'
     )
-    stand_in(tmp_path, "sudo", f'if [ "$1" = mount ]; then mkdir {mounted}; fi')
-    stand_in(tmp_path, "mountpoint", f"[ -d {mounted} ]")
+    stand_in(
+        tmp_path,
+        "sudo",
+        f"""
+        case "$1" in
+          mount) set -C && echo "$4" > {mounted} ;;
+          umount) rm {mounted} ;;
+        esac
+        """,
+    )
+    stand_in(tmp_path, "findmnt", f"cat {mounted} 2> /dev/null")
     stand_in(tmp_path, "git", "")
     path = stand_in(
         tmp_path,
@@ -226,15 +237,14 @@ def test_tpu_host_is_prepared_again(tmp_path):
         esac
         """,
     )
-    arguments = [LAUNCH / "tpu_vm.sh", "mine", "zone", "v6e-8", "nfs:/x", "--", *FIELDS]
     removed = tmp_path / "host" / "lagrangian_jax" / "removed_since.py"
-    for _ in range(2):
-        bash(*arguments, PATH=path)
-        assert mounted.exists()
+    for share in ("nfs:/x", "nfs:/x/", "nfs:/other one"):  # the kernel knows no slash at the end
+        bash(*TPU[:4], share, *TPU[5:], PATH=path)
+        assert mounted.read_text().strip() == ("nfs:/x" if share == "nfs:/x/" else share)
         assert not removed.exists()
         removed.touch()
     stand_in(tmp_path, "rm", "exit 1")  # files of another user, say
-    assert bash(*arguments, check=False, PATH=path).returncode == 1
+    assert bash(*TPU[:4], share, *TPU[5:], check=False, PATH=path).returncode == 1
 
 
 def test_an_allocation_of_several_tasks_is_not_yet_a_job_of_several_processes(monkeypatch):
