@@ -2,9 +2,11 @@
 # A Cloud TPU slice of one or more hosts, spot, created again whenever it is taken away, until the run is done:
 #   launch/tpu_vm.sh [--dry-run] NAME ZONE TYPE NFS -- --config=configs/cifar10.py:lagrangian,fast --workdir=/nfs/runs/cifar10
 #   launch/tpu_vm.sh my-slice us-west4-a v5litepod-256 10.0.0.2:/share -- ...
-# NFS (a Filestore instance, say) is mounted on every host as /nfs: it holds data sets and work directories, which a
-# slice's own disks would take with them. The exit code is the run's; 75 (asked to stop, and saved) is not an end. The
-# slice is left running: gcloud compute tpus tpu-vm delete NAME --zone=ZONE.
+# NFS (a Filestore instance, say), where the hosts' user must be able to write, is mounted on every host as /nfs: it holds
+# data sets (/nfs/tfds) and work directories, which a slice's own disks would take with them. What travels is what git
+# tracks, as it is when this starts, committed or not. To reach several hosts, ssh-add ~/.ssh/google_compute_engine first.
+# The exit code is the run's; 75 (asked to stop, and saved) is not an end. The slice is left running:
+#   gcloud compute tpus tpu-vm delete NAME --zone=ZONE
 # RUNTIME overrides the software version of the hosts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -72,11 +74,9 @@ tar -xzf lagrangian_jax.tar.gz -C lagrangian_jax
 [ -d venv ] || .local/bin/uv venv --python 3.12 venv
 .local/bin/uv pip install -q --python venv/bin/python -e "lagrangian_jax[tpu]"'
 
-# Before every run, so that what was mended, and committed, reaches a slice that is there already.
+# Before every run, so that what was mended reaches a slice that is there already.
 install() {
-  run git archive --output=/tmp/lagrangian_jax.tar.gz HEAD &&
-    tpu scp /tmp/lagrangian_jax.tar.gz "$name:" --worker=all &&
-    on_all_hosts "$prepare"
+  tpu scp "$archive" "$name:" --worker=all && on_all_hosts "$prepare"
 }
 
 state() {
@@ -87,6 +87,14 @@ arguments=$(printf '%q ' "$@")
 # The hosts of a slice find each other by its metadata; a single host is a slice of one.
 train="cd lagrangian_jax && source launch/env.sh tpu && export LAGRANGIAN_JAX_DISTRIBUTED=1 TFDS_DATA_DIR=/nfs/tfds && \
 ../venv/bin/python -m lagrangian_jax.main $arguments"
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+archive=$folder/lagrangian_jax.tar.gz
+untracked=$(git ls-files --others --exclude-standard)
+[ -z "$untracked" ] || printf 'not tracked by git, and not sent:\n%s\n' "$untracked" >&2
+changed=$(git stash create) # a commit of what is not committed, on no branch; none where all is
+run git archive --output="$archive" "${changed:-HEAD}"
 
 if [ "$dry_run" = yes ]; then
   create

@@ -7,6 +7,7 @@ import re
 import shutil
 import stat
 import subprocess
+import tarfile
 import textwrap
 
 import jax
@@ -138,7 +139,8 @@ def test_tpu_dry_run():
     shown = bash(
         LAUNCH / "tpu_vm.sh", "--dry-run", "mine", "us-west4-a", "v5litepod-256", "10.0.0.2:/share", "--", *FIELDS
     )
-    create, _, copy, prepare, train, _ = shown.stdout.splitlines()
+    pack, create, copy, prepare, train, _ = shown.stdout.splitlines()
+    assert pack.startswith("git archive --output=")
     assert create.startswith(
         "gcloud compute tpus tpu-vm create mine --accelerator-type=v5litepod-256 --version=v2-alpha"
     )
@@ -205,6 +207,34 @@ def test_tpu_run_that_fails_is_not_run_again(tmp_path, fails, reached):
     assert verbs(tmp_path) == ["describe", "scp", *reached, "describe"] * 2
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_tpu_gets_the_tracked_files_as_they_are(tmp_path, code):
+    """What is not committed, too; what git does not track is named. Nothing stays behind on this machine."""
+    checkout, temporary = tmp_path / "checkout", tmp_path / "temporary"
+    shutil.copytree(LAUNCH, checkout / "launch")
+    temporary.mkdir()
+    for name in ("changed", "removed", "same"):
+        (checkout / name).write_text("as committed")
+    git = ["git", "-C", checkout, "-c", "user.name=me", "-c", "user.email=me@here"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "all"], check=True)
+    (checkout / "changed").write_text("since")
+    (checkout / "removed").unlink()
+    (checkout / "mine.py").touch()
+    sent = f'case "$4" in describe) echo READY ;; scp) cp "$5" {tmp_path}/sent.tar.gz ;; *) exit {code} ;; esac'
+    path = stand_in(tmp_path, "gcloud", sent)
+    done = bash(checkout / "launch" / "tpu_vm.sh", *TPU[1:], check=False, PATH=path, TMPDIR=str(temporary))
+    assert done.returncode == code
+    assert done.stderr.splitlines()[:2] == ["not tracked by git, and not sent:", "mine.py"]
+    with tarfile.open(tmp_path / "sent.tar.gz") as archive:
+        assert {"changed", "same"} < set(archive.getnames())
+        assert not {"removed", "mine.py"} & set(archive.getnames())
+        assert archive.extractfile("changed").read() == b"since"
+    assert (checkout / "changed").read_text() == "since"
+    assert not list(temporary.iterdir())
+
+
 def test_tpu_host_is_prepared_again(tmp_path):
     """The hosts' script itself, in a folder: what is there from the first time neither stops the second nor stays."""
     programs, mounted = tmp_path / "host" / ".local" / "bin", tmp_path / "mounted"
@@ -244,7 +274,7 @@ def test_tpu_host_is_prepared_again(tmp_path):
         assert not removed.exists()
         removed.touch()
     stand_in(tmp_path, "rm", "exit 1")  # files of another user, say
-    assert bash(*TPU[:4], share, *TPU[5:], check=False, PATH=path).returncode == 1
+    assert bash(*TPU[:4], share, *TPU[5:], check=False, PATH=path, TMPDIR=str(tmp_path)).returncode == 1
 
 
 def test_an_allocation_of_several_tasks_is_not_yet_a_job_of_several_processes(monkeypatch):
