@@ -122,16 +122,17 @@ def test_gpu(tmp_path):
 def test_slurm(tmp_path):
     shown = bash(LAUNCH / "slurm.sbatch", "--dry-run", *FIELDS).stdout
     assert "#SBATCH --signal=TERM@120" in shown
-    assert r"srun --kill-on-bad-exit=1 python3 -m lagrangian_jax.main --config=cifar10:lagrangian\,fast" in shown
+    srun = "srun --kill-on-bad-exit=0 --cpus-per-task={} python3 -m lagrangian_jax.main --config=cifar10:lagrangian"
+    assert srun.format(8) in shown
     copied = shutil.copy(LAUNCH / "slurm.sbatch", tmp_path / "slurm_script")  # as SLURM does
     for code, requeued in ((0, False), (1, False), (75, True)):
         folder = tmp_path / str(code)
         folder.mkdir()
         stand_in(folder, "scontrol", "")
         path = stand_in(folder, "srun", f"exit {code}")
-        environment = dict(PATH=path, SLURM_JOB_ID="17", SLURM_SUBMIT_DIR=str(ROOT))
+        environment = dict(PATH=path, SLURM_JOB_ID="17", SLURM_SUBMIT_DIR=str(ROOT), SLURM_CPUS_PER_TASK="4")
         assert bash(copied, *FIELDS, check=False, **environment).returncode == code
-        assert calls(folder)[0].startswith("srun --kill-on-bad-exit=1 python3 -m lagrangian_jax.main --config=cifar10")
+        assert calls(folder)[0].startswith(srun.format(4))
         assert calls(folder)[1:] == ["scontrol requeue 17"] * requeued
 
 
