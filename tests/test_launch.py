@@ -1,5 +1,6 @@
 """Scripts, manifests and the notebook that start runs elsewhere: dry runs, runs with stand-ins, linters."""
 
+import fnmatch
 import json
 import os
 import pathlib
@@ -357,6 +358,18 @@ def test_notebook(tmp_path):
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("<iframe" in output.get("data", {}).get("text/html", "") for output in shown)
     assert any("image/png" in output.get("data", {}) for output in shown)
+
+
+@pytest.mark.parametrize(("device", "extra"), [("", ""), ("/dev/nvidia0", "[cuda]"), ("/dev/vfio/0", "[tpu]")])
+def test_notebook_installs_jax_for_the_accelerator(monkeypatch, device, extra):
+    """Else JAX would pass over the plugin that Colab has, of another version, and train on the CPU."""
+    installed = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("subprocess.run", lambda command, check: installed.append(command[-1]))
+    monkeypatch.setattr("glob.glob", lambda pattern: [device] if fnmatch.fnmatch(device, pattern) else [])
+    cells = json.loads((LAUNCH / "colab.ipynb").read_text())["cells"]
+    exec("".join(cells[1]["source"]), {})
+    assert installed == ["./checkout" + extra]
 
 
 def test_notebook_is_committed_without_outputs():
