@@ -84,9 +84,10 @@ state() {
 }
 
 arguments=$(printf '%q ' "$@")
-# The hosts of a slice find each other by its metadata; a single host is a slice of one.
-train="cd lagrangian_jax && source launch/env.sh tpu && export LAGRANGIAN_JAX_DISTRIBUTED=1 TFDS_DATA_DIR=/nfs/tfds && \
-../venv/bin/python -m lagrangian_jax.main $arguments"
+# The hosts of a slice find each other by its metadata; a single host is a slice of one. Compiled programs are on the
+# share, too: the disks of a slice that is created again are empty.
+train="cd lagrangian_jax && export LAGRANGIAN_JAX_DISTRIBUTED=1 TFDS_DATA_DIR=/nfs/tfds XDG_CACHE_HOME=/nfs/.cache && \
+source launch/env.sh tpu && ../venv/bin/python -m lagrangian_jax.main $arguments"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

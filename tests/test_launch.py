@@ -150,6 +150,7 @@ def test_tpu_dry_run():
     assert "--worker=all" in copy
     assert "share=10.0.0.2:/share" in prepare.replace("\\", "")
     assert "LAGRANGIAN_JAX_DISTRIBUTED=1" in train
+    assert "XDG_CACHE_HOME=/nfs/.cache" in train[: train.index("env.sh")]  # which a slice that is created again has
     assert "ServerAliveInterval" in prepare
     assert "ServerAliveInterval" in train
     for line in (create, copy, prepare, train):
