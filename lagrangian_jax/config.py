@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lagrangian_jax import methods, models, parallel
-from lagrangian_jax.names import unknown
+from lagrangian_jax.names import UsageError, unknown
 from lagrangian_jax.signals import Interrupted, sigterm_raises
 
 # What XLA's library YNN does on a CPU: products and sums, and not convolutions, which it leaves to one core where they
@@ -173,10 +173,6 @@ def path(text: str) -> pathlib.Path:
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got nothing")
     return pathlib.Path(text).expanduser()
-
-
-class UsageError(Exception):
-    """Wrong input from the command line: shown as one line, exit code 2."""
 
 
 @contextlib.contextmanager

@@ -1,7 +1,11 @@
-"""One form for every error about an unknown name."""
+"""Errors of usage: the one that doors answer with code 2, and one form for those about an unknown name."""
 
 import difflib
 from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """Wrong input from the command line, which no second try mends: shown as one line, exit code 2."""
 
 
 def unknown(what: str, given: str, valid: Iterable[str], like: str | None = None) -> ValueError:

@@ -18,6 +18,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lagrangian_jax.names import UsageError
+
 AXIS = "data"
 _KNOWN = "raised in every process"
 
@@ -149,18 +151,19 @@ def together(function: Callable[[], None]) -> None:
     """Calls a function in the first process; an error of it that a user can cause is raised in all of them.
 
     Raises:
-      ValueError, OSError: as the function did.
+      UsageError, ValueError, OSError: as the function did.
     """
+    kinds = {kind.__name__: kind for kind in (UsageError, ValueError, OSError)}
     error: ValueError | OSError | None = None
     if jax.process_index() == 0:
         try:
             function()
         except (ValueError, OSError) as caught:
             error = caught
-    told = "" if error is None else ("V" if isinstance(error, ValueError) else "O") + str(error)
-    told = broadcast(told.encode()).decode()
-    if told:
-        raise known(error or (ValueError if told[0] == "V" else OSError)(told[1:]))
+    name = next((name for name, kind in kinds.items() if isinstance(error, kind)), "")
+    name, _, message = broadcast(f"{name} {error}".encode()).decode().partition(" ")
+    if name:
+        raise known(error or kinds[name](message))
 
 
 def known(error: Exception) -> Exception:

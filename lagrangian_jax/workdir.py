@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from lagrangian_jax import methods, parallel
 from lagrangian_jax.config import differences, network_fields, plain
 from lagrangian_jax.data import Dataset, Source, Split
+from lagrangian_jax.names import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ def open_workdir(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
     In a job of several processes the first one does, and an error is raised in all of them.
 
     Raises:
-      ValueError: it belongs to another configuration (says what differs; nothing is overwritten), or is in use.
+      UsageError: it belongs to another configuration (says what differs; nothing is overwritten).
+      ValueError: it is in use.
       OSError: it cannot be written.
     """
     with contextlib.ExitStack() as held:
@@ -63,7 +65,7 @@ def _claim(workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack
     if different and {entry.name for entry in workdir.iterdir()} == {".lock", "config.json"}:
         write_whole(path, json.dumps(plain(config), indent=2) + "\n")  # what it was made with never began
     elif different:
-        raise ValueError(
+        raise UsageError(
             f"{workdir} belongs to another configuration: {'; '.join(different)}. "
             "Give another --workdir, or the configuration it was made with."
         )

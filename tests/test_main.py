@@ -84,7 +84,7 @@ def test_whole_program(tmp_path, capfd):
     arguments = [*arguments[:-1], f"--workdir={tmp_path / 'run'}"]
     before = (tmp_path / "run" / "config.json").read_text()
     code, error = _main(capfd, *arguments, "--config.seed=5")
-    assert code == 1
+    assert code == 2
     assert "belongs to another configuration: seed: 0 there, 5 here" in error
     assert "Traceback" not in error
     assert (tmp_path / "run" / "config.json").read_text() == before

@@ -148,7 +148,7 @@ def test_an_error_of_the_first_process_is_told_by_all(folder, alone):
     """What the first process finds wrong with the work directory ends all of them, at once."""
     begun = time.monotonic()
     job = launch(alone, 2, "--config.seed=5")
-    logs = finish(job, alone, code=1, seconds=100)
+    logs = finish(job, alone, code=2, seconds=100)
     assert all("belongs to another configuration: seed: 0 there, 5 here" in text for text in logs)
     assert time.monotonic() - begun < 90
 
