@@ -283,7 +283,7 @@ class Work:
             warnings.warn(f"{path} is damaged and is computed again ({error})", stacklevel=5)
             return False
         pictures = self._state["pictures"]
-        self._state |= {name: arrays[name] for name in self._state.keys() & arrays.keys()}
+        self._state |= {name: arrays[name] for name in self._state}
         self._state["pictures"] = self._state["pictures"][: len(pictures)]
         self._notes += about["notes"]
         self._sittings = about.get("sittings", [])  # older files do not tell
