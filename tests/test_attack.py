@@ -70,8 +70,8 @@ class TestCreate:
         assert len(lj.attacks.create("gabor", random_start=False, restarts=5).stages) == 5  # kernels of its own a run
 
     def test_restarts_need_a_random_part(self):
-        with pytest.raises(ValueError, match="parameter of attack 'fgsm': 'restarts'"):
-            lj.attacks.create("fgsm", restarts=2)
+        with pytest.raises(ValueError, match="parameter of attack 'deepfool': 'restarts'"):
+            lj.attacks.create("deepfool", restarts=2)
         assert lj.attacks.create("lagrangian", restarts=2).survivors
 
     @pytest.mark.parametrize(

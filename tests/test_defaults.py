@@ -23,8 +23,8 @@ DDN = dict(steps=100, gamma=0.05, init_norm=1.0, levels=256)
 ATTACKS = {
     "none": {},
     "lagrangian": dict(**LAGRANGIAN, keep="last"),
-    "fgsm": dict(bound=8 / 255),
-    "mi_fgsm": dict(bound=8 / 255, steps=10, step_size=None, momentum=1.0),
+    "fgsm": dict(bound=8 / 255, random_start=False),
+    "mi_fgsm": dict(bound=8 / 255, steps=10, step_size=None, momentum=1.0, random_start=False, keep="last"),
     "pgd_linf": dict(bound=8 / 255, **PGD),
     "pgd_l2": dict(bound=1.0, **PGD),
     "mpgd": dict(bound=8 / 255, **PGD),

@@ -166,7 +166,7 @@ def test_json_and_text(examples):
     assert {"name", "label", "attack", "parameters", "column", "correct", "total", "accuracy"} <= set(
         found["attacks"][0]
     )
-    assert found["attacks"][1]["parameters"] == {"bound": 8 / 255}
+    assert found["attacks"][1]["parameters"] == {"bound": 8 / 255, "random_start": False}
     worst = np.all([rows["correct"] for rows in reference.examples.values()], axis=0).sum()
     assert found["summary"]["worst_case"] == {"correct": worst, "total": 23}
     lines = str(reference).splitlines()

@@ -102,14 +102,30 @@ class TestClosedForms:
         def logits_fn(x):
             return jnp.stack([jnp.zeros(len(x)), jnp.sum(jnp.sin(x * 20), axis=(1, 2, 3))], axis=-1)
 
-        perturbation, velocity = np.zeros(2), np.zeros(2)
+        perturbation, velocity, iterates = np.zeros(2), np.zeros(2), []
         for _ in range(5):
             at = 20 * (0.5 + perturbation)
+            iterates.append((np.sin(at).sum(), perturbation))
             g = np.cos(at) / (1 + np.exp(-np.sin(at).sum()))
             velocity = 0.9 * velocity + g / np.abs(g).sum()
             perturbation = np.clip(perturbation + 0.06 * np.sign(velocity), -0.3, 0.3)
         attack = lj.attacks.create("mi_fgsm", bound=0.3, steps=5, momentum=0.9)
         np.testing.assert_allclose(attack(key, logits_fn, images, labels).ravel(), 0.5 + perturbation, atol=1e-5)
+        best = max(iterates, key=lambda iterate: iterate[0])[1]
+        assert np.sin(20 * (0.5 + perturbation)).sum() < np.sin(20 * (0.5 + best)).sum()
+        attack = lj.attacks.create("mi_fgsm", bound=0.3, steps=5, momentum=0.9, keep="best")
+        np.testing.assert_allclose(attack(key, logits_fn, images, labels).ravel(), 0.5 + best, atol=1e-5)
+
+    @pytest.mark.parametrize("name", ["fgsm", "mi_fgsm"])
+    def test_the_random_starts_of_the_fast_gradient_sign_methods(self, key, name):
+        """On a flat loss nothing moves: what comes back is the start, another one for each key."""
+        images, labels = np.full((2, 4, 4, 3), 0.5, np.float32), np.zeros(2, int)
+        attack = lj.attacks.create(name, bound=0.1, random_start=True)
+        start = attack(key, lambda x: 0 * x[:, 0, 0], images, labels) - images
+        assert 0.08 < np.abs(start).max() <= 0.1
+        assert np.abs(start[0] - start[1]).max() > 0.05
+        assert np.abs(start + images - attack(jax.random.key(1), lambda x: 0 * x[:, 0, 0], images, labels)).max() > 0.05
+        assert lj.attacks.create(name, random_start=True, restarts=3).survivors
 
     def test_lagrangian_steps_on_a_linear_network(self, key, two_classes):
         """From zero, gradient and perturbation stay parallel: each step moves the most changed pixel by its size."""

@@ -88,7 +88,19 @@ LINF = ("fgsm", "mi_fgsm", "pgd_linf", "mpgd")
 # Which draw random numbers besides those of their start.
 RANDOM = ("gabor", "snow")
 
-__all__ = ["ATTACKS", "STAGED", "Attack", "Execution", "Stage", "Standing", "create", "execute", "in_batches", "names"]
+__all__ = [
+    "ATTACKS",
+    "STAGED",
+    "Attack",
+    "Execution",
+    "Stage",
+    "Standing",
+    "create",
+    "execute",
+    "in_batches",
+    "names",
+    "parameters",
+]
 
 
 def names() -> tuple[str, ...]:
@@ -96,14 +108,29 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({**ATTACKS, **STAGED}))
 
 
-def create(name: str, **parameters: Any) -> Attack:
+def parameters(name: str) -> dict[str, Any]:
+    """The parameters of an attack, with their defaults; `create` takes ``restarts`` of some besides.
+
+    Raises:
+      ValueError: unknown name; lists the valid ones.
+
+    >>> parameters("fgsm")["random_start"]
+    False
+    """
+    if name not in ATTACKS and name not in STAGED:
+        raise unknown("attack", name, names())
+    given = inspect.signature(ATTACKS.get(name) or STAGED[name]).parameters.values()
+    return {p.name: p.default for p in given if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def create(name: str, **given: Any) -> Attack:
     """A configured attack.
 
     Args:
       name: one of `names()`.
-      **parameters: of that attack, see its function; besides, any attack with ``random_start`` or ``init_std`` takes
-        ``restarts`` (it runs again, with other random numbers, on the examples that still hold). With ``norm="l2"`` the
-        bound must be given.
+      **given: parameters of that attack, see its function; besides, any attack with ``random_start`` or ``init_std``
+        takes ``restarts`` (it runs again, with other random numbers, on the examples that still hold). With
+        ``norm="l2"`` the bound must be given.
 
     Returns:
       an `Attack`, called as ``attack(key, logits_fn, images, labels)``.
@@ -116,21 +143,19 @@ def create(name: str, **parameters: Any) -> Attack:
     ...
     ValueError: unknown attack 'pgd_l3'; did you mean 'pgd_l2'? Valid: apgd_ce, ...
     """
-    if name not in ATTACKS and name not in STAGED:
-        raise unknown("attack", name, names())
+    defaults = parameters(name)
     function = ATTACKS.get(name) or STAGED[name]
-    defaults = _defaults(function)
     takes_restarts = name in ATTACKS and (
         "random_start" in defaults or "init_std" in defaults or "restarts" in defaults
     )
     valid = (*defaults, "restarts") if takes_restarts and "restarts" not in defaults else tuple(defaults)
-    for parameter in parameters:
+    for parameter in given:
         if parameter not in valid:
             raise unknown(f"parameter of attack {name!r}:", parameter, valid)
-    values = {**defaults, **parameters}
+    values = {**defaults, **given}
     in_linf = name in LINF or values.get("norm") == "linf"
     check_ranges(f"attack {name!r}", values, {**RANGES, "bound": LINF_BOUND} if in_linf else RANGES)
-    if values.get("norm") == "l2" and "bound" in defaults and "bound" not in parameters:
+    if values.get("norm") == "l2" and "bound" in defaults and "bound" not in given:
         raise ValueError(f"attack {name!r}: bound must be given with norm='l2', as 1.0; the default is one of linf")
     if name in STAGED:
         return Attack(name, values, tuple(function(**values)), survivors=True)
@@ -149,8 +174,3 @@ def create(name: str, **parameters: Any) -> Attack:
 
     stages = tuple(Stage(again, (np.int32(restart),)) for restart in range(restarts))
     return Attack(name, {**values, "restarts": restarts}, stages, survivors=True, keep_failures=True)
-
-
-def _defaults(function: Callable) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}

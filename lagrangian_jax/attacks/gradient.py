@@ -307,10 +307,19 @@ def mpgd(
     return pgd(key, stateless(logits_fn), (), images, labels, direction=max_normalised, **options)[0]
 
 
-def fgsm(key: Array, logits_fn: LogitsFn, images: Array, labels: Array, *, bound: float = 8 / 255) -> Array:
+def fgsm(
+    key: Array,
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array,
+    *,
+    bound: float = 8 / 255,
+    random_start: bool = False,
+) -> Array:
     """Fast gradient sign method (Goodfellow et al. 2015): clip(x + bound * sign(grad CE(x))), one gradient.
 
-    See `pgd_linf` for the arguments; deterministic.
+    See `pgd_linf` for the arguments. With ``random_start`` the gradient is that of a point in the ball, and the image
+    is the step from there projected onto the ball.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)), -images.sum((1, 2, 3))], axis=-1)
@@ -319,7 +328,7 @@ def fgsm(key: Array, logits_fn: LogitsFn, images: Array, labels: Array, *, bound
     >>> print(adversarial.ravel())
     [0.4 0.4 0.4 0.4]
     """
-    options: dict[str, Any] = dict(norm="linf", bound=bound, steps=1, step_size=bound)
+    options: dict[str, Any] = dict(norm="linf", bound=bound, steps=1, step_size=bound, random_start=random_start)
     return pgd(key, stateless(logits_fn), (), images, labels, **options)[0]
 
 
@@ -333,13 +342,16 @@ def mi_fgsm(
     steps: int = 10,
     step_size: float | None = None,
     momentum: float = 1.0,
+    random_start: bool = False,
+    keep: str = "last",
 ) -> Array:
     r"""Momentum iterative FGSM (Dong et al. 2018).
 
     .. math:: v \leftarrow \mu v + g / \|g\|_1, \quad d \leftarrow \mathrm{clip}(d + s\,\mathrm{sign}(v))
 
     Args:
-      key, logits_fn, images, labels, bound, steps: see `pgd_linf`; deterministic.
+      key, logits_fn, images, labels, bound, steps, random_start, keep: see `pgd_linf`; the publication starts at the
+        image and returns the last iterate.
       step_size: ``bound / steps`` if not given, as in the publication.
       momentum: the decay factor mu.
 
@@ -356,12 +368,23 @@ def mi_fgsm(
     step_size = bound / steps if step_size is None else step_size
     project = _linf_update(images, bound, step_size, jnp.sign)
 
+    def total(perturbation):
+        values = cross_entropy(logits_fn(images + perturbation), labels)
+        return jnp.sum(values), values
+
     def step(i, carry):
-        perturbation, velocity = carry
-        gradient = jax.grad(lambda d: jnp.sum(cross_entropy(logits_fn(images + d), labels)))(perturbation)
+        perturbation, velocity, best, best_values = carry
+        gradient, values = jax.grad(total, has_aux=True)(perturbation)
         size = jnp.sum(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
         velocity = momentum * velocity + gradient / jnp.where(size > 0, size, 1.0)
-        return project(i, perturbation, velocity), velocity
+        if keep == "best":
+            best, best_values = _better(best, best_values, perturbation, values)
+        return project(i, perturbation, velocity), velocity, best, best_values
 
-    perturbation, _ = lax.fori_loop(0, steps, step, (jnp.zeros_like(images), jnp.zeros_like(images)))
+    rest, batch = jnp.zeros_like(images), images.shape[0]
+    start = linf_start(example_keys(key, batch), images, bound) if random_start else rest
+    nothing = (start, jnp.full(batch, -jnp.inf, images.dtype)) if keep == "best" else ((), ())
+    perturbation, _, best, best_values = lax.fori_loop(0, steps, step, (start, rest, *nothing))
+    if keep == "best":
+        perturbation, _ = _better(best, best_values, perturbation, total(perturbation)[1])
     return jnp.clip(images + perturbation, 0.0, 1.0)

@@ -290,7 +290,9 @@ class Work:
         return True
 
     def _checked(self, arrays: dict[str, np.ndarray], path: Path, about: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        differ = files.differences(about["fingerprint"], self.fingerprint)
+        there = about["fingerprint"]
+        since = plain(attacks.parameters(self.row.attack))  # what an attack got since then was at its default
+        differ = files.differences({**there, "parameters": since | there["parameters"]}, self.fingerprint)
         differ += files.differences(about["version"], files.VERSION, "version of the file")
         if differ:
             raise ValueError(
