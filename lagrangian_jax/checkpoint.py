@@ -216,7 +216,9 @@ class Checkpoints:
                     self._manager.save(step, args=items)
                     self._manager.wait_until_finished()
                 return
-            except (OSError, TimeoutError):  # or it is still writing what is being cleared away
+            except Interrupted:
+                raise
+            except Exception:  # or it is still writing what is being cleared away, which fails here in any way
                 if not patience:
                     raise
                 time.sleep(patience)

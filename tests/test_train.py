@@ -171,6 +171,37 @@ def test_a_clock_that_jumps_changes_nothing(whole, dataset, tmp_path, monkeypatc
     assert 0 < again.summary["seconds"] < 600
 
 
+def test_a_checkpoint_is_tried_again_whatever_the_first_try_left_fails_with(tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    save, wait = ocp.CheckpointManager.save, ocp.CheckpointManager.wait_until_finished
+    reopen, fails = Checkpoints._open, []
+
+    def saved(self, *arguments, **options):
+        save(self, *arguments, **options)
+        fails.extend(["wait", "reopen"])
+
+    def out_of_patience(self):
+        wait(self)
+        if "wait" in fails:
+            fails.remove("wait")
+            raise TimeoutError
+
+    def opened(self):
+        if "reopen" in fails:
+            fails.remove("reopen")
+            raise RuntimeError("Event loop is closed")
+        reopen(self)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", saved)
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", out_of_patience)
+    monkeypatch.setattr(Checkpoints, "_open", opened)
+    _saved(tmp_path / "last", ())
+    monkeypatch.undo()
+    assert not fails
+    assert Checkpoints(tmp_path / "last", 2).read()[0] == 3
+
+
 def test_other_images_than_the_run_began_with(whole, dataset, tmp_path):
     """One has vanished: orders, memory and rows would silently be of others."""
     workdir = tmp_path / "copy"
