@@ -97,6 +97,17 @@ def linear_network():
     return build
 
 
+@pytest.fixture(scope="module")
+def tiny_network():
+    """Makes a network that compiles fast known by the name "tiny"."""
+    from lagrangian_jax import models
+    from lagrangian_jax.models.resnet import ResNet
+
+    models.MODELS["tiny"] = functools.partial(ResNet, stages=(1,), width=4)
+    yield
+    del models.MODELS["tiny"]
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

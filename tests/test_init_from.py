@@ -11,18 +11,11 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax import config as configuration
-from lagrangian_jax import data, main, models
-from lagrangian_jax.models.resnet import ResNet
+from lagrangian_jax import data, main
 from lagrangian_jax.train import train
 from lagrangian_jax.workdir import open_workdir
 
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_network():
-    """A network that compiles fast, under a name of its own."""
-    models.MODELS["tiny"] = functools.partial(ResNet, stages=(1,), width=4)
-    yield
-    del models.MODELS["tiny"]
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 FIELDS = ["network.name=tiny", "train.epochs=1", "train.clean_epochs=0", "train.steps=2", "train.batch_size=16"]
@@ -38,9 +31,8 @@ def _arguments(workdir, *fields):
     ]
 
 
-def _weights(workdir, classes=10):
-    network = lj.models.create("tiny", num_classes=classes)
-    return lj.interop.load(workdir / "weights.safetensors", network)["params"]
+def _weights(workdir):
+    return lj.interop.load(workdir / "weights.safetensors", lj.models.create("tiny", num_classes=10))["params"]
 
 
 @pytest.fixture(scope="module")

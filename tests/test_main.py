@@ -1,6 +1,5 @@
 """The doors: the whole program, and what wrong usage ends in."""
 
-import functools
 import json
 import os
 import pathlib
@@ -10,18 +9,11 @@ import signal
 import numpy as np
 import pytest
 
-from lagrangian_jax import build, data, evaluate, main, models
+from lagrangian_jax import build, data, evaluate, main
 from lagrangian_jax import config as configuration
-from lagrangian_jax.models.resnet import ResNet
 from lagrangian_jax.workdir import open_workdir
 
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_network():
-    """A network that compiles fast, under a name of its own."""
-    models.MODELS["tiny"] = functools.partial(ResNet, stages=(1,), width=4)
-    yield
-    del models.MODELS["tiny"]
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 def _main(capfd, *arguments):

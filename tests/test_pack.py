@@ -1,6 +1,5 @@
 """Packing a run: what goes on elsewhere is the run that was packed, and damage is told in one line."""
 
-import functools
 import json
 import pathlib
 import shutil
@@ -12,20 +11,14 @@ import numpy as np
 import pytest
 
 from lagrangian_jax import config as configuration
-from lagrangian_jax import data, models, pack
+from lagrangian_jax import data, pack
 from lagrangian_jax.checkpoint import Checkpoints
-from lagrangian_jax.models.resnet import ResNet
 from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.signals import Interrupted
 from lagrangian_jax.train import train
 from lagrangian_jax.workdir import open_workdir
 
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_network():
-    models.MODELS["tiny"] = functools.partial(ResNet, stages=(1,), width=4)
-    yield
-    del models.MODELS["tiny"]
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 @pytest.fixture(scope="module")

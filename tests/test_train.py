@@ -1,7 +1,6 @@
 """Trainings: to the end, interrupted, resumed, damaged, diverged."""
 
 import errno
-import functools
 import json
 import os
 import pathlib
@@ -17,16 +16,14 @@ import numpy as np
 import pytest
 
 from lagrangian_jax import config as configuration
-from lagrangian_jax import data, main, models, parallel
+from lagrangian_jax import data, main, parallel
 from lagrangian_jax import train as train_module
 from lagrangian_jax.build import build_schedule, check
-from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.config import NotFinite
 from lagrangian_jax.data.flowers import FolderSource
 from lagrangian_jax.models.resnet import ResNet
 from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.signals import Interrupted
-from lagrangian_jax.state import TrainState
 from lagrangian_jax.step import Metrics
 from lagrangian_jax.train import Window, train
 from lagrangian_jax.workdir import same_data
@@ -34,12 +31,7 @@ from lagrangian_jax.workdir import same_data
 TIMES = ("seconds", "images_per_second")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny_network():
-    """A network that compiles fast, under a name of its own."""
-    models.MODELS["tiny"] = functools.partial(ResNet, stages=(1,), width=4)
-    yield
-    del models.MODELS["tiny"]
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 def _config(**fields):
@@ -169,37 +161,6 @@ def test_a_clock_that_jumps_changes_nothing(whole, dataset, tmp_path, monkeypatc
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < line["seconds"] < 600 for line in lines if line["kind"] == "train")
     assert 0 < again.summary["seconds"] < 600
-
-
-def test_a_checkpoint_is_tried_again_whatever_the_first_try_left_fails_with(tmp_path, monkeypatch):
-    import orbax.checkpoint as ocp
-
-    save, wait = ocp.CheckpointManager.save, ocp.CheckpointManager.wait_until_finished
-    reopen, fails = Checkpoints._open, []
-
-    def saved(self, *arguments, **options):
-        save(self, *arguments, **options)
-        fails.extend(["wait", "reopen"])
-
-    def out_of_patience(self):
-        wait(self)
-        if "wait" in fails:
-            fails.remove("wait")
-            raise TimeoutError
-
-    def opened(self):
-        if "reopen" in fails:
-            fails.remove("reopen")
-            raise RuntimeError("Event loop is closed")
-        reopen(self)
-
-    monkeypatch.setattr(ocp.CheckpointManager, "save", saved)
-    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", out_of_patience)
-    monkeypatch.setattr(Checkpoints, "_open", opened)
-    _saved(tmp_path / "last", ())
-    monkeypatch.undo()
-    assert not fails
-    assert Checkpoints(tmp_path / "last", 2).read()[0] == 3
 
 
 def test_other_images_than_the_run_began_with(whole, dataset, tmp_path):
@@ -339,64 +300,8 @@ def test_all_checkpoints_damaged_is_an_error(whole, dataset, tmp_path):
         train(_config(), workdir, dataset)
 
 
-def _saved(folder, memory, method=None):
-    """A checkpoint of a small state with a memory."""
-    checkpoints = Checkpoints(folder, 2, method)
-    checkpoints.save(_state(memory), {"seconds": 1.0})
-    checkpoints.close()
-    return _contents(folder)
-
-
-def _state(memory):
-    return TrainState(jnp.int32(3), jax.random.key(0), {"kernel": jnp.ones((2, 3))}, {}, (), (), memory)
-
-
 def _contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize(
-    ("memory", "message"),
-    [
-        (jnp.zeros(20), r"memory: 'float32\[24\]' there, 'float32\[20\]' here\."),
-        (jnp.zeros(30), r"memory: 'float32\[24\]' there, 'float32\[30\]' here\."),
-        (jnp.zeros(24, jnp.int32), r"memory: 'float32\[24\]' there, 'int32\[24\]' here\."),
-        ((), r"memory: 'float32\[24\]' there, None here\."),
-        ({"lower": jnp.zeros(24)}, r"memory: .* there, None here; memory.lower: None there, 'float32\[24\]' here\."),
-        ([jnp.zeros(24)] * 5, r"memory.1: None there, 'float32\[24\]' here; and 3 more\."),
-    ],
-)
-def test_a_checkpoint_of_another_state_is_refused(tmp_path, memory, message):
-    """A memory of another length, say, would lose rows or take those of others."""
-    before = _saved(tmp_path, jnp.arange(24.0))
-    checkpoints = Checkpoints(tmp_path, 2)
-    with pytest.raises(ValueError, match=rf"/3 is a checkpoint of another state: .*{message} Take it away") as raised:
-        checkpoints.restore(_state(memory), parallel.mesh())
-    assert "\n" not in str(raised.value)
-    checkpoints.close()
-    assert _contents(tmp_path) == before
-
-
-def test_a_checkpoint_of_another_method_is_refused(tmp_path):
-    """IAAT's budgets have the shape of MMA's distances."""
-    before = _saved(tmp_path, jnp.arange(24.0), "iaat")
-    checkpoints = Checkpoints(tmp_path, 2, "mma")
-    with pytest.raises(ValueError, match=r"/3 is a checkpoint of the method 'iaat', not of 'mma'\. Take it away"):
-        checkpoints.restore(_state(jnp.zeros(24)), parallel.mesh())
-    checkpoints.close()
-    assert _contents(tmp_path) == before
-
-
-def test_a_checkpoint_that_does_not_tell_its_method_is_restored(tmp_path):
-    """As they were written at first; what is saved after it tells."""
-    _saved(tmp_path, jnp.arange(24.0))
-    checkpoints = Checkpoints(tmp_path, 2, "mma")
-    state, position, _ = checkpoints.restore(_state(jnp.zeros(24)), parallel.mesh())
-    assert position == {"seconds": 1.0}
-    np.testing.assert_array_equal(state.memory, np.arange(24))
-    checkpoints.save(state.replace(step=jnp.int32(4)), position)
-    assert checkpoints.read()[2] == {"seconds": 1.0, "method": "mma"}
-    checkpoints.close()
 
 
 def test_checkpoints_put_into_the_work_directory_of_another_method(whole, tmp_path, capfd):
