@@ -135,6 +135,35 @@ def test_batch_norm_statistics_are_pytorchs():
     np.testing.assert_allclose(evaluated, (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5), atol=1e-5)
 
 
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_batch_norm_over_an_axis_is_that_of_the_whole_batch(offset):
+    """Parts whose means differ by more than they spread: values, statistics and gradients, and one collective each."""
+    rng = np.random.default_rng(0)
+    x, cotangent = rng.normal(size=(2, 4, 3, 5, 5, 2)).astype(np.float32)
+    x += offset + 4 * np.arange(4, dtype=np.float32)[:, None, None, None, None]
+    whole, parts = BatchNorm(), BatchNorm(axis_name="data")
+    variables = whole.init(jax.random.key(0), x[0], train=False)
+
+    def run(layer, x):
+        return jax.vjp(lambda x: layer.apply(variables, x, train=True, mutable=["batch_stats"]), x)
+
+    (wanted, stats), pullback = run(whole, x.reshape(12, 5, 5, 2))
+    zeros = jax.tree.map(jnp.zeros_like, stats)
+    (by_x,) = pullback((cotangent.reshape(12, 5, 5, 2), zeros))
+
+    def part(x, cotangent):
+        (out, stats), pullback = run(parts, x)
+        return out, stats, pullback((cotangent, zeros))[0]
+
+    out, shared, got = jax.vmap(part, axis_name="data")(x, cotangent)
+    np.testing.assert_allclose(out.reshape(wanted.shape), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got.reshape(by_x.shape), by_x, rtol=1e-4, atol=1e-5)
+    for each in range(4):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[each], b, rtol=1e-5), shared, stats)
+    program = str(jax.make_jaxpr(part, axis_env=[("data", 4)])(x[0], cotangent[0]))
+    assert program.count("psum") == 2  # forwards and backwards, one
+
+
 def test_batch_norm_keeps_statistics_in_float32_under_bfloat16():
     x = (1000 + np.random.default_rng(0).normal(size=(4, 8, 8, 2))).astype(np.float32)
     layer = BatchNorm(dtype=jnp.bfloat16)

@@ -199,13 +199,15 @@ class BatchNorm(nn.Module):
         x = x.astype(jnp.float32)
         count = x.size // x.shape[-1]
         mean = jnp.mean(x, axes)
-        shared = self.axis_name is not None and not self.is_initializing()
-        if shared:
-            mean = lax.pmean(mean, self.axis_name)
         # By the mean the variance has no derivative: deviations from it sum to zero.
         var = jnp.mean(jnp.square(x - lax.stop_gradient(mean)), axes)
-        if shared:
-            var = lax.pmean(var, self.axis_name)
+        if self.axis_name is not None and not self.is_initializing():
+            # In one collective, since the next layer waits for it: the variance of the whole batch is the mean of those
+            # of its parts and the variance of their means, which are taken from near where they are, to cancel little.
+            near = running_mean.value
+            off = mean - near
+            off, square, within = lax.pmean(jnp.stack([off, jnp.square(off), var]), self.axis_name)
+            mean, var = near + off, within + (square - jnp.square(off))
             count *= lax.axis_size(self.axis_name)
         if not self.is_initializing():
             keep = self.momentum
