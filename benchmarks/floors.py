@@ -2,24 +2,30 @@
 
     python -m benchmarks.floors --config=cifar10:lagrangian,fast
     python -m benchmarks.floors --config=cifar10:lagrangian,fast --compile --output=results/floors.json
+    python -m benchmarks.floors --config=cifar10:lagrangian,fast --compile --target=h100
 
 Bytes are counted twice. Of the convolutions alone: each reads what it multiplies and writes its result, and all else
 happens on the way (everything fused, no pass over activations besides). And, with ``--compile``, by XLA for the
 program that it makes for this device, which has those passes; loops are taken apart first, since XLA counts their
-bodies once.
+bodies once. ``--target`` is a device that need not be at hand: ``h100`` (with ``jax[cuda12]`` installed), or a TPU
+topology like ``v5e:2x2`` (with ``jax[tpu]``; takes minutes). ``--text=FOLDER`` keeps the programs, to be read.
 """
 
 import argparse
 import math
+import os
 import pathlib
+import re
 import sys
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import topologies
 from jax.extend import core
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from benchmarks import operations
 from benchmarks.output import write
@@ -43,11 +49,27 @@ class Card(NamedTuple):
 
 
 CARDS = (Card("H100", 790e12, 3.0e12), Card("H200", 790e12, 4.3e12))
+# What XLA's compiler must know of an H100 that is not there; figures of NVIDIA's, in its own notation.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048  fpus_per_core: 128
+  shared_memory_per_block: 49152  shared_memory_per_core: 233472  shared_memory_per_block_optin: 232448
+  registers_per_core_limit: 65536  registers_per_block_limit: 65536  core_count: 132
+  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000  l2_cache_size: 52428800  clock_rate_ghz: 1.98  device_memory_size: 84942979072
+  cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--compile", action="store_true", help="ask XLA, too, for the bytes of its program")
+    parser.add_argument("--target", help="compile for h100 or a TPU topology in place of this device")
+    parser.add_argument("--text", type=pathlib.Path, help="a folder for the compiled programs")
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
     try:
         arguments, config = configuration.parse(argv, parser)
@@ -56,7 +78,10 @@ def main(argv: list[str]) -> int:
     configuration.prepare_jax(config)
     result = {"config": arguments.config, "precision": config.precision, **counted(config)}
     if arguments.compile:
-        result["bytes"]["compiled"] = compiled(config)
+        result["target"] = arguments.target
+        parts = compiled(config, device(arguments.target), arguments.text)
+        result["compiled"] = parts
+        result["bytes"]["compiled"] = parts["update"] + config.method.get("steps", 0) * parts["attack_step"]
     result["epoch_seconds"] = {card.name: floors(card, result["operations"], result["bytes"]) for card in CARDS}
     show(result)
     write(arguments.output, result)
@@ -87,13 +112,23 @@ def convolution_bytes(equation: core.JaxprEqn) -> float:
     return float(sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays))
 
 
-def compiled(config: configuration.ConfigDict) -> float:
-    """Bytes that XLA's program for this device reads and writes for an image: an update, and each step of the attack.
+def device(target: str | None) -> jax.Device:
+    """What programs are compiled for: the first device here, or one that need not be at hand."""
+    if target is None:
+        return jax.devices()[0]
+    if target == "h100":
+        options = {"topology": "1x1x1", "target_config": H100}
+        return topologies.get_topology_desc(target, "cuda", **options).devices[0]
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is nobody to ask which slice this is
+    return topologies.get_topology_desc(target, "tpu").devices[0]
 
-    By XLA's own count (`cost_analysis`), which knows no cache: what an operation reads and writes counts in full.
+
+def compiled(config: configuration.ConfigDict, device: jax.Device, folder: pathlib.Path | None) -> dict[str, float]:
+    """Bytes that XLA's program reads and writes for an image: in ``update``, and in ``attack_step``, of which there are
+    several in a step. What an operation reads and writes counts in full, as if there were no cache.
     """
-    run, arguments = step_of(config, methods.create("standard"))
-    update = accessed(run, *arguments)
+    mesh = Mesh(np.array([device]), (AXIS,))
+    run, arguments = step_of(config, methods.create("standard"), mesh)
     state, batch = arguments[0], config.train.batch_size
     forward_of = config.method.get("statistics", "train")
     network = build_network(config, 10)
@@ -106,16 +141,54 @@ def compiled(config: configuration.ConfigDict) -> float:
         return jax.grad(objective, has_aux=True)(images)
 
     images = jax.ShapeDtypeStruct(arguments[1].shape, jnp.float32)
-    attack = accessed(jax.jit(gradient), state.params, state.batch_stats, images, arguments[2])
-    return (update + config.method.get("steps", 0) * attack) / batch
+    programs = {
+        "update": (run, arguments),
+        "attack_step": (jax.jit(gradient), (state.params, state.batch_stats, images, arguments[2])),
+    }
+    found = {}
+    for name, (function, given) in programs.items():
+        given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P())), given)
+        program = function.lower(*given).compile()
+        text, analysis = program.as_text(), program.cost_analysis()
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.txt").write_text(text)
+        found[name] = (float(analysis["bytes accessed"]) if analysis else accessed(text)) / batch
+    return found
 
 
-def accessed(function: Any, *arguments: Any) -> float:
-    analysis = function.lower(*arguments).compile().cost_analysis()
-    return float(analysis["bytes accessed"])
+def accessed(program: str) -> float:
+    """Bytes that the instructions of a program's entry read and write; loops in it are not followed.
+
+    >>> accessed("ENTRY %main (a: f32[4]) -> f32[4] {\\n  %a = f32[4]{0} parameter(0)\\n"
+    ...          "  %b = bf16[4]{0} fusion(%a), calls=%f\\n  ROOT %c = f32[4]{0} fusion(%b, %a), calls=%g\\n}")
+    64.0
+    """
+    sizes: dict[str, int] = {}
+    total = 0
+    for line in program[program.index("ENTRY") :].splitlines():
+        found = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\((.*)$", line)
+        if found is None:
+            continue
+        name, kind, operation, rest = found.groups()
+        sizes[name] = size_of(kind)
+        if operation not in ("parameter", "get-tuple-element", "tuple", "bitcast", "constant"):
+            read = sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", rest.split(")")[0]))
+            total += read + sizes[name] - size_of(" ".join(re.findall(r"u8\[\d*\]", kind)))  # less a work space
+    return float(total)
 
 
-def step_of(config: configuration.ConfigDict, method: methods.Method) -> tuple[Any, tuple[TrainState, Any, Any, Any]]:
+def size_of(shapes: str) -> int:
+    """Bytes of all arrays in an HLO type, ``(bf16[2,3]{1,0}, f32[])``."""
+    total = 0
+    for kind, bits, dims in re.findall(r"\b(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]", shapes):
+        total += math.prod(int(size) for size in dims.split(",") if size) * (1 if kind == "pred" else int(bits) // 8)
+    return total
+
+
+def step_of(
+    config: configuration.ConfigDict, method: methods.Method, mesh: Mesh | None = None
+) -> tuple[Any, tuple[TrainState, Any, Any, Any]]:
     """One training step on a resident batch, and the shapes of its arguments."""
     network, batch, size = build_network(config, 10), config.train.batch_size, config.data.image_size
     optimizer = build_optimizer(config, lambda step: 0.1)
@@ -124,7 +197,7 @@ def step_of(config: configuration.ConfigDict, method: methods.Method) -> tuple[A
         return initial_state(jax.random.key(0), network, (size, size, 3), optimizer, method.memory(batch))
 
     step = training_step(network, method, optimizer, config.augmentation.to_dict(), 1, 0.0)
-    run = resident_steps(step, Mesh(np.array(jax.devices()[:1]), (AXIS,)))
+    run = resident_steps(step, mesh or Mesh(np.array(jax.devices()[:1]), (AXIS,)))
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
     labels, index = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch,), (1, batch)))
     return run, (jax.eval_shape(new_state), images, labels, index)
@@ -134,6 +207,8 @@ def show(result: dict[str, Any]) -> None:
     print(f"{result['config']}, {result['precision']}: {result['operations'] / 1e9:.2f} GFLOP an image")
     for name, value in result["bytes"].items():
         print(f"  {name:13s} {value / 1e6:7.1f} MB an image")
+    for name, value in result.get("compiled", {}).items():
+        print(f"    {name:11s} {value / 1e6:7.2f}")
     for card, times in result["epoch_seconds"].items():
         print(f"{card}: " + ", ".join(f"{name} {value:.2f}" for name, value in times.items()) + " s an epoch")
 

@@ -55,6 +55,18 @@ def test_a_floor_is_that_of_plain_convolutions():
     assert floors.counted(config)["bytes"]["convolutions"] < 0.95 * here
 
 
+def test_bytes_read_off_a_program_are_those_that_xla_counts(tmp_path):
+    """Where XLA tells none, as for a GPU that is not at hand."""
+    program = jax.jit(lambda x, y: (jnp.tanh(x) @ y, jnp.sum(x))).lower(jnp.ones((64, 32)), jnp.ones((32, 8))).compile()
+    counted = floors.accessed(program.as_text())
+    assert counted == pytest.approx(program.cost_analysis()["bytes accessed"], rel=1e-3)
+    config = configuration.load("digits:lagrangian,smoke")
+    moved = floors.compiled(config, floors.device(None), tmp_path)
+    assert moved["update"] > moved["attack_step"] > 0
+    text = (tmp_path / "attack_step.txt").read_text()
+    assert floors.accessed(text) / config.train.batch_size == pytest.approx(moved["attack_step"], rel=0.1)
+
+
 def test_a_compilation_takes_what_it_took_when_its_program_was_kept():
     """`accelerator.sh` compiles the same step twice, and the second is what the target is compared with."""
 

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import lagrangian_jax as lj
+from benchmarks.floors import device
 from lagrangian_jax import methods
 from lagrangian_jax.attacks.attack import Attack
 from lagrangian_jax.models.alexnet import adaptive_average_pool
@@ -57,6 +59,25 @@ def test_an_attack_s_products_have_all_digits(case):
     assert isinstance(attack, Attack)
     text = lowered(lambda key, *batch: attack(key, logits_of, *batch), jax.random.key(0), IMAGES, LABELS)
     assert all(exact for exact, _ in products(text))
+
+
+@pytest.fixture(scope="module")
+def tpu():
+    """A TPU v5e that need not be at hand: its compiler is in the package libtpu (``pip install -e '.[tpu,test]'``)."""
+    pytest.importorskip("libtpu")
+    return NamedSharding(Mesh(np.array([device("v5e:2x2")]), (AXIS,)), P())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_an_attack_is_compiled_for_a_tpu(case, tpu):
+    bounds, others = CASES[case]
+    attack = lj.attacks.create(case.split()[0], **bounds, **others)
+    given = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=tpu), (jax.random.key(0), IMAGES, LABELS)
+    )
+    program = jax.jit(lambda key, *batch: attack(key, logits_of, *batch)).lower(*given).compile()
+    assert program.memory_analysis().generated_code_size_in_bytes > 0
 
 
 @pytest.mark.parametrize("name", ["l2", "lpips_alexnet_cifar", "ssim"])
