@@ -201,14 +201,15 @@ class BatchNorm(nn.Module):
         mean = jnp.mean(x, axes)
         # By the mean the variance has no derivative: deviations from it sum to zero.
         var = jnp.mean(jnp.square(x - lax.stop_gradient(mean)), axes)
-        if self.axis_name is not None and not self.is_initializing():
+        parts = 1 if self.axis_name is None or self.is_initializing() else lax.axis_size(self.axis_name)
+        if parts > 1:
             # In one collective, since the next layer waits for it: the variance of the whole batch is the mean of those
             # of its parts and the variance of their means, which are taken from near where they are, to cancel little.
             near = running_mean.value
             off = mean - near
             off, square, within = lax.pmean(jnp.stack([off, jnp.square(off), var]), self.axis_name)
             mean, var = near + off, within + (square - jnp.square(off))
-            count *= lax.axis_size(self.axis_name)
+            count *= parts
         if not self.is_initializing():
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
