@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
         return configuration.fail(str(error), code=2)
     configuration.prepare_jax(config)
     result = {"config": arguments.config, "precision": config.precision, **counted(config)}
-    if arguments.compile:
+    if arguments.compile or arguments.target:
         result["target"] = arguments.target
         parts = compiled(config, device(arguments.target), arguments.text)
         result["compiled"] = parts
