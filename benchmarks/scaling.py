@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks import operations
+from benchmarks import hlo, operations
 from benchmarks.output import write
 from lagrangian_jax import config as configuration
 from lagrangian_jax import parallel
@@ -31,7 +31,6 @@ from lagrangian_jax.build import build_method, build_network, build_optimizer, b
 from lagrangian_jax.state import initial_state
 from lagrangian_jax.step import streaming_step, training_step
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 DEVICES = (1, 2, 4, 8)
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -49,13 +48,8 @@ def collectives(program: str) -> dict[str, dict[str, int]]:
     for kind in COLLECTIVES:
         lines = re.findall(rf"= (.*?) {kind}(?:-start)?\(", program)
         if lines:
-            found[kind] = {"count": len(lines), "bytes": sum(map(_size, lines))}
+            found[kind] = {"count": len(lines), "bytes": sum(map(hlo.size_of, lines))}
     return found
-
-
-def _size(shapes: str) -> int:
-    arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes)
-    return sum(BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in arrays)
 
 
 class Hardware(NamedTuple):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import exactness, floors, operations, output, start, targets, train_step
+from benchmarks import exactness, floors, hlo, operations, output, start, targets, train_step
 from benchmarks import input as inputs
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, methods
@@ -58,13 +58,13 @@ def test_a_floor_is_that_of_plain_convolutions():
 def test_bytes_read_off_a_program_are_those_that_xla_counts(tmp_path):
     """Where XLA tells none, as for a GPU that is not at hand."""
     program = jax.jit(lambda x, y: (jnp.tanh(x) @ y, jnp.sum(x))).lower(jnp.ones((64, 32)), jnp.ones((32, 8))).compile()
-    counted = floors.accessed(program.as_text())
+    counted = hlo.accessed(program.as_text())
     assert counted == pytest.approx(program.cost_analysis()["bytes accessed"], rel=1e-3)
     config = configuration.load("digits:lagrangian,smoke")
     moved = floors.compiled(config, floors.device(None), tmp_path)
     assert moved["update"] > moved["attack_step"] > 0
     text = (tmp_path / "attack_step.txt").read_text()
-    assert floors.accessed(text) / config.train.batch_size == pytest.approx(moved["attack_step"], rel=0.1)
+    assert hlo.accessed(text) / config.train.batch_size == pytest.approx(moved["attack_step"], rel=0.1)
 
 
 def test_a_compilation_takes_what_it_took_when_its_program_was_kept():
