@@ -1,15 +1,33 @@
-"""What the site's build does besides mkdocs: formulas become MathML, and docstrings' reStructuredText Markdown.
+"""What the site's build does besides mkdocs: formulas become MathML, docstrings' reStructuredText Markdown, and the
+figures of ``results/`` part of the site.
 
 MathML needs no script and no font from elsewhere, so the site works without a network.
 """
 
 import html
+import pathlib
 import re
 
 import griffe
 from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> None:
+    """Figures of `results/` go where `on_page_markdown` looks for them."""
+    for figure in RESULTS.glob("*/*.png"):
+        target = f"pictures/{figure.relative_to(RESULTS).as_posix()}"
+        files.append(File.generated(config, target, abs_src_path=str(figure)))
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    return markdown.replace("](../results/", "](pictures/")
 
 
 def on_page_content(content: str, **_: object) -> str:

@@ -1,7 +1,8 @@
-"""Writes the README's tables from the committed results: ``python results/readme.py`` (``--check`` only compares).
+"""Writes the README's results and ``docs/results.md`` from what is committed: ``python results/readme.py``.
 
-Each folder of ``results/`` is a group of comparable runs: ``<group>/<run>/results.json``, with a ``README.md`` that
-says what was run; ``<group>/<name>.json`` and ``.png`` are results of ``python -m lagrangian_jax.reproduce``.
+``--check`` only compares. Each folder of ``results/`` with a ``README.md`` is a group of comparable runs:
+``<group>/<run>/results.json``, and ``<group>/<name>.json`` and ``.png`` of ``python -m lagrangian_jax.reproduce``. What
+stands in the group's page before ``<!-- more -->`` is shown in the README, too.
 """
 
 import json
@@ -13,22 +14,53 @@ from lagrangian_jax.reproduce import experiments, output
 from lagrangian_jax.reproduce.experiments import EXPERIMENTS
 
 ROOT = pathlib.Path(__file__).resolve().parent
-START, END = "<!-- results -->", "<!-- /results -->"
+README, PAGE = ROOT.parent / "README.md", ROOT.parent / "docs" / "results.md"
+START, END, MORE = "<!-- results -->", "<!-- /results -->", "<!-- more -->"
 
 
-def tables() -> str:
-    parts = []
-    for group in sorted(path for path in ROOT.iterdir() if (path / "README.md").exists()):
-        runs = sorted(path.parent for path in group.glob("*/results.json"))
-        parts.append((group / "README.md").read_text().strip())
-        parts += [report.compare(runs).markdown().strip()] if runs else []
-        for path in sorted(group.glob("*.json")):
-            found = json.loads(path.read_text())
-            table = output.table(found).markdown().strip()
-            figure = path.with_suffix(".png")
-            picture = f"![{found['title']}]({figure.relative_to(ROOT.parent)})\n\n" if figure.exists() else ""
-            parts.append(f"<details><summary>{found['title']}</summary>\n\n{picture}{table}\n\n</details>")
-    return "\n\n".join([*parts, not_run()])
+def readme() -> str:
+    """The README with its results renewed: the beginning and the runs of each group."""
+    before, rest = README.read_text().split(START)
+    parts = [f"{introduction(group)}\n\n{runs(group)}".replace("## ", "### ", 1) for group in groups()]
+    return f"{before}{START}\n{paragraphs(*parts, not_run())}\n{END}{rest.split(END)[1]}"
+
+
+def page() -> str:
+    """All of it: each group's page, its runs and its tables and figures of the paper."""
+    parts = ["# Results", not_run()]
+    for group in groups():
+        text = (group / "README.md").read_text().partition(MORE)[2].strip()
+        parts += [introduction(group), runs(group), text, *map(analysis, sorted(group.glob("*.json")))]
+    return f"{paragraphs(*parts)}\n"
+
+
+def groups() -> list[pathlib.Path]:
+    """Those of the longest training first."""
+    return sorted((path.parent for path in ROOT.glob("*/README.md")), key=lambda group: (-epochs(group), group))
+
+
+def epochs(group: pathlib.Path) -> int:
+    found = [json.loads(path.read_text()) for path in group.glob("*/results.json")]
+    return max((run["training"]["epochs"] for run in found if run.get("training")), default=0)
+
+
+def introduction(group: pathlib.Path) -> str:
+    return (group / "README.md").read_text().partition(MORE)[0].strip()
+
+
+def runs(group: pathlib.Path) -> str:
+    return report.compare(sorted(path.parent for path in group.glob("*/results.json"))).markdown().strip()
+
+
+def analysis(path: pathlib.Path) -> str:
+    found, figure = json.loads(path.read_text()), path.with_suffix(".png")
+    title = found["title"]
+    picture = f"![{title}](../results/{figure.relative_to(ROOT).as_posix()})" if figure.exists() else ""
+    return paragraphs(f"### {title}", picture, output.table(found).markdown().strip())
+
+
+def paragraphs(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
 
 
 def not_run() -> str:
@@ -52,14 +84,11 @@ def not_run() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    readme = ROOT.parent / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(START)
-    after = rest.split(END)[1]
-    wanted = f"{before}{START}\n{tables()}\n{END}{after}"
+    wanted = {README: readme(), PAGE: page()}
     if "--check" in arguments:
-        return 0 if wanted == text else 1
-    readme.write_text(wanted)
+        return int(any(not path.exists() or path.read_text() != text for path, text in wanted.items()))
+    for path, text in wanted.items():
+        path.write_text(text)
     return 0
 
 
