@@ -75,6 +75,8 @@ def main(argv: list[str]) -> int:
     except configuration.UsageError as error:
         return configuration.fail(str(error), code=2)
     configuration.prepare_jax(config)
+    if arguments.target:
+        jax.config.update("jax_enable_compilation_cache", False)  # of a device that is not there it can read nothing
     result = {"config": arguments.config, "precision": config.precision, **counted(config)}
     if arguments.compile or arguments.target:
         result["target"] = arguments.target

@@ -1,5 +1,9 @@
 """Convolution and batch normalisation against JAX's own gradients and PyTorch's definitions."""
 
+import functools
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +11,7 @@ import pytest
 from jax import lax
 
 from lagrangian_jax.config import YNN
-from lagrangian_jax.models.layers import BatchNorm, Conv, convolution
+from lagrangian_jax.models.layers import BatchNorm, Conv, convolution, relu
 
 CASES = [
     (3, 1, 1, 8),
@@ -226,6 +230,54 @@ def test_batch_norm_gradients_are_those_of_its_formula(train):
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="a setting of XLA's CPU compiler")
+class Normalised(nn.Module):
+    """A convolution and its normalisation, in one or one after the other."""
+
+    folded: bool
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train):
+        conv = Conv(5, 3, 2, 1, use_bias=self.use_bias, dtype=self.dtype, name="conv")
+        norm = BatchNorm(dtype=self.dtype, name="norm")
+        return norm(x, train, of=conv) if self.folded else norm(conv(x), train)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("train", [False, True])
+def test_the_norm_of_a_convolution_is_that_of_its_result(train, use_bias):
+    rng = np.random.default_rng(0)
+    x, cotangent = rng.normal(1.0, 2.0, size=(4, 8, 8, 3)), rng.normal(size=(4, 4, 4, 5))
+    x, cotangent = x.astype(np.float32), cotangent.astype(np.float32)
+    variables = Normalised(False, use_bias).init(jax.random.key(0), x, train=False)
+    variables = jax.tree.map(lambda leaf: leaf + rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), variables)
+
+    def results(network):
+        apply = functools.partial(network.apply, train=train, mutable=["batch_stats"])
+        out, pullback, updated = jax.vjp(apply, variables, x, has_aux=True)
+        return out, updated, pullback(cotangent)
+
+    expected = results(Normalised(False, use_bias))
+    for got, wanted in zip(*map(jax.tree.leaves, (results(Normalised(True, use_bias)), expected)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_offsets_of_convolutions_have_gradients_summed_in_float32_under_bfloat16():
+    x, layer = jnp.ones((16, 64, 64, 3)), Normalised(True, dtype=jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x, train=False)
+    gradient = jax.jit(jax.grad(lambda v: jnp.sum(layer.apply(v, x, train=False).astype(jnp.float32))))(variables)
+    np.testing.assert_allclose(gradient["params"]["norm"]["bias"], 16 * 32 * 32, rtol=1e-6)
+
+
+def test_relu_and_its_derivative_forwards_and_backwards():
+    x = np.array([-np.inf, -2, -1e-30, -0.0, 0.0, 1e-30, 3, np.inf], np.float32)
+    out, tangent = jax.jvp(relu, (x,), (np.full_like(x, 5),))
+    np.testing.assert_array_equal(out, np.maximum(x, 0))
+    np.testing.assert_array_equal(tangent, 5 * (x > 0))
+    np.testing.assert_array_equal(jax.vjp(relu, x)[1](np.full_like(x, 5))[0], 5 * (x > 0))
+
+
 def test_sums_round_little_and_convolutions_are_not_left_to_ynn():
     """What `config.prepare_jax` sets is understood, and does both."""
     x = jnp.asarray(0.5 + np.random.default_rng(0).normal(size=(50, 32, 32, 8)), jnp.float32)

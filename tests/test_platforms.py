@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import lagrangian_jax as lj
@@ -78,6 +78,25 @@ def test_an_attack_is_compiled_for_a_tpu(case, tpu):
     )
     program = jax.jit(lambda key, *batch: attack(key, logits_of, *batch)).lower(*given).compile()
     assert program.memory_analysis().generated_code_size_in_bytes > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_gpu_computes_a_network_in_passes_of_convolutions(name, dtype):
+    """In evaluation mode, as attacks see it: cuDNN ends them with the normalisation, the shortcut and the ReLU."""
+    pytest.importorskip("jax_cuda12_plugin", reason="the compiler for a GPU (pip install -e '.[cuda,test]')")
+    network = lj.models.create(name, num_classes=CLASSES, dtype=dtype)
+    gpu = SingleDeviceSharding(device("h100"))
+    images = jax.ShapeDtypeStruct((64, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=gpu), (variables, images))
+    gradient = jax.grad(lambda variables, images: jnp.sum(network.apply(variables, images)), argnums=1)
+    with jax.default_matmul_precision("default"):
+        text = jax.jit(gradient).lower(*given).compile().as_text()
+    forwards = len(jax.tree.leaves(variables["batch_stats"])) // 2  # one normalisation a convolution
+    assert text.count('custom_call_target="__cudnn$convBiasActivationForward"') >= forwards
+    assert "maximum(" not in text
 
 
 @pytest.mark.parametrize("name", ["l2", "lpips_alexnet_cifar", "ssim"])

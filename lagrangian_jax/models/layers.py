@@ -134,7 +134,7 @@ def _transposed(matrices):
 
 class Conv(nn.Module):
     """A 2-D convolution with explicit padding, as many pixels on every side or as given; computes in ``dtype``, keeps
-    parameters in float32.
+    parameters in float32. ``factor`` (features,) scales its result, by way of the kernel.
     """
 
     features: int
@@ -147,13 +147,13 @@ class Conv(nn.Module):
     precision: lax.Precision | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, factor: Array | float = 1.0) -> Array:
         size = self.kernel_size
-        kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
+        kernel = factor * self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
         sides = self.padding if isinstance(self.padding, tuple) else ((self.padding, self.padding),) * 2
         x = convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, sides, self.precision)
         if self.use_bias:
-            bias = self.param("bias", torch_bias_uniform(size * size * kernel.shape[2]), (self.features,))
+            bias = factor * self.param("bias", torch_bias_uniform(size * size * kernel.shape[2]), (self.features,))
             x = (x + bias).astype(self.dtype)  # added in float32, in which its gradient is then summed
         return x
 
@@ -166,7 +166,8 @@ class BatchNorm(nn.Module):
     """Batch normalisation as in PyTorch: the running variance takes the unbiased batch variance (Flax: the biased one).
 
     Statistics and sums are float32 whatever the compute precision. With ``axis_name`` the statistics are those of the
-    global batch.
+    global batch. With ``of``, a convolution, it is the result of that on ``x`` which is normalised: in evaluation mode
+    its kernel takes the factor in, which leaves an offset to be added.
 
     Attributes:
       momentum: share of the old running statistics that is kept; 0.9 is PyTorch's 0.1.
@@ -179,18 +180,23 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        features = x.shape[-1]
+    def __call__(self, x: Array, train: bool, of: Conv | None = None) -> Array:
+        features = x.shape[-1] if of is None else of.features
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
         running_mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(features))
         running_var = self.variable("batch_stats", "var", lambda: jnp.ones(features))
         if train:
+            x = x if of is None else of(x)
             mean, var = self._batch_statistics(x, running_mean, running_var)
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
         offset = bias - mean * factor
+        if of is not None and not train:
+            # Added in the type of the convolution, so that a GPU does it within that; its gradient summed in float32.
+            x = of(x, factor)
+            return x + jnp.broadcast_to(offset, x.shape).astype(self.dtype)
         # In float32, in which the gradients of scale and bias, and through the statistics, are then summed.
         return (x.astype(jnp.float32) * factor + offset).astype(self.dtype)
 
@@ -215,6 +221,20 @@ class BatchNorm(nn.Module):
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * var * (count / max(1, count - 1))
         return mean, var
+
+
+@jax.custom_jvp
+def relu(x: Array) -> Array:
+    """max(x, 0), its derivative read off the result: nothing else is kept, and a compiler may finish a convolution
+    with it.
+    """
+    return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_jvp(primals, tangents):
+    y = relu(*primals)
+    return y, jnp.where(y != 0, tangents[0], 0)  # of "y > 0" XLA would make "x > 0", and keep x
 
 
 def mean_over_positions(x: Array) -> Array:
@@ -243,8 +263,11 @@ def same_padding(size: int, stride: int) -> Padding:
     return ((total // 2, total - total // 2),) * 2
 
 
-def activation(name: str) -> Callable[[Array], Array]:
-    """ "relu" or "swish" (x times its sigmoid, PyTorch's SiLU)."""
+def activation(name: str, train: bool) -> Callable[[Array], Array]:
+    """What follows a batch normalisation: "relu" or "swish" (x times its sigmoid, PyTorch's SiLU)."""
     if name not in ("relu", "swish"):
         raise ValueError(f"activation must be 'relu' or 'swish'; got {name!r}")
-    return nn.relu if name == "relu" else nn.swish
+    if name == "swish":
+        return nn.swish
+    # In training a normalisation keeps what it is computed from, and the derivative is had from that.
+    return nn.relu if train else relu

@@ -3,6 +3,7 @@
 Submodules carry PyTorch's names; a doubled underscore stands for one of theirs (`lagrangian_jax.interop`).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,22 +41,20 @@ class PreActBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         deepmind = self.layout == "deepmind"
-        act = activation(self.activation)
+        act = activation(self.activation, train)
+        norm = functools.partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
 
-        def norm(x, name):
-            return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)(x, train)
-
-        def conv(x, size, stride, name):
+        def conv(size, stride, name):
             padding = same_padding(size, stride) if deepmind else size // 2
-            return Conv(self.features, size, stride, padding, dtype=self.dtype, name=name)(x)
+            return Conv(self.features, size, stride, padding, dtype=self.dtype, name=name)
 
-        y = act(norm(x, "batchnorm__0" if deepmind else "bn1"))
+        y = act(norm(name="batchnorm__0" if deepmind else "bn1")(x, train))
         if self.stride != 1 or x.shape[-1] != self.features:
-            source = y if self.preactivated_shortcut else x
-            x = conv(source, 3, self.stride, "shortcut") if deepmind else conv(source, 1, self.stride, "shortcut_0")
-        y = conv(y, 3, self.stride, "conv_2d__1" if deepmind else "conv1")
-        y = act(norm(y, "batchnorm__1" if deepmind else "bn2"))
-        return x + conv(y, 3, 1, "conv_2d__2" if deepmind else "conv2")
+            shortcut = conv(3, self.stride, "shortcut") if deepmind else conv(1, self.stride, "shortcut_0")
+            x = shortcut(y if self.preactivated_shortcut else x)
+        first = conv(3, self.stride, "conv_2d__1" if deepmind else "conv1")
+        y = act(norm(name="batchnorm__1" if deepmind else "bn2")(y, train, of=first))
+        return x + conv(3, 1, "conv_2d__2" if deepmind else "conv2")(y)
 
 
 class PreActResNet(nn.Module):
@@ -116,7 +115,7 @@ class PreActResNet(nn.Module):
             outputs.append(x)
         if self.final_norm or deepmind:
             norm = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="batchnorm" if deepmind else "bn")
-            x = activation(self.activation)(norm(x, train))
+            x = activation(self.activation, train)(norm(x, train))
         pooled = mean_over_positions(x)
         bias_init = torch_bias_uniform(pooled.shape[-1])
         name = "logits" if deepmind else "linear"

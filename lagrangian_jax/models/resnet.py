@@ -14,10 +14,12 @@ from lagrangian_jax.models.layers import (
     BatchNorm,
     Conv,
     Dense,
+    activation,
     kaiming_fan_in,
     kaiming_fan_out,
     mean_over_positions,
     normalise,
+    relu,
     torch_bias_uniform,
     torch_uniform,
 )
@@ -37,26 +39,23 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        y = self._conv(x, self.features, 3, self.stride, "conv1")
-        y = nn.relu(self._norm(y, train, "bn1"))
-        y = self._conv(y, self.features, 3, 1, "conv2")
-        y = self._norm(y, train, "bn2")
-        return nn.relu(self._shortcut(x, y.shape, train) + y)
+        act = activation("relu", train)
+        y = act(self._conv(x, train, self.features, 3, self.stride, "conv1", "bn1"))
+        y = self._conv(y, train, self.features, 3, 1, "conv2", "bn2")
+        return relu(y + self._shortcut(x, y.shape, train))
 
-    def _conv(self, x: Array, features: int, size: int, stride: int, name: str) -> Array:
-        conv = Conv(features, size, stride, size // 2, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
-        return conv(x)
-
-    def _norm(self, x: Array, train: bool, name: str) -> Array:
-        return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)(x, train)
+    def _conv(self, x: Array, train: bool, features: int, size: int, stride: int, conv: str, norm: str) -> Array:
+        """A convolution and its normalisation."""
+        layer = Conv(features, size, stride, size // 2, kernel_init=self.kernel_init, dtype=self.dtype, name=conv)
+        return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=norm)(x, train, of=layer)
 
     def _shortcut(self, x: Array, shape: tuple[int, ...], train: bool) -> Array:
         if x.shape == shape:
             return x
         if self.shortcut == "pad":
             return pad_shortcut(x, self.stride, shape[-1])
-        x = self._conv(x, shape[-1], 1, self.stride, f"{self.shortcut}_0")
-        return self._norm(x, train, f"{self.shortcut}_1")
+        names = f"{self.shortcut}_0", f"{self.shortcut}_1"
+        return self._conv(x, train, shape[-1], 1, self.stride, *names)
 
 
 class Bottleneck(Block):
@@ -66,13 +65,11 @@ class Bottleneck(Block):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        y = self._conv(x, self.features, 1, 1, "conv1")
-        y = nn.relu(self._norm(y, train, "bn1"))
-        y = self._conv(y, self.features, 3, self.stride, "conv2")
-        y = nn.relu(self._norm(y, train, "bn2"))
-        y = self._conv(y, self.expansion * self.features, 1, 1, "conv3")
-        y = self._norm(y, train, "bn3")
-        return nn.relu(self._shortcut(x, y.shape, train) + y)
+        act = activation("relu", train)
+        y = act(self._conv(x, train, self.features, 1, 1, "conv1", "bn1"))
+        y = act(self._conv(y, train, self.features, 3, self.stride, "conv2", "bn2"))
+        y = self._conv(y, train, self.expansion * self.features, 1, 1, "conv3", "bn3")
+        return relu(y + self._shortcut(x, y.shape, train))
 
 
 def pad_shortcut(x: Array, stride: int, features: int) -> Array:
@@ -121,8 +118,9 @@ class ResNet(nn.Module):
         kernel_init = kaiming_fan_out if imagenet else kaiming_fan_in if pad else torch_uniform
         size, stride, padding = (7, 2, 3) if imagenet else (3, 1, 1)
         x = normalise(images, self.mean, self.std)
-        x = Conv(self.width, size, stride, padding, kernel_init=kernel_init, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="bn1")(x, train))
+        conv = Conv(self.width, size, stride, padding, kernel_init=kernel_init, dtype=self.dtype, name="conv1")
+        norm = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name="bn1")
+        x = activation("relu", train)(norm(x, train, of=conv))
         if imagenet:
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         outputs = []

@@ -101,10 +101,9 @@ class EntryBlock(Block):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        y = self._conv(nn.relu(x), self.features, 3, self.stride, "conv1")
-        y = nn.relu(self._norm(y, train, "bn1"))
-        y = self._norm(self._conv(y, self.features, 3, 1, "conv2"), train, "bn2")
-        return self._shortcut(x, y.shape, train) + y
+        y = nn.relu(self._conv(nn.relu(x), train, self.features, 3, self.stride, "conv1", "bn1"))
+        y = self._conv(y, train, self.features, 3, 1, "conv2", "bn2")
+        return y + self._shortcut(x, y.shape, train)
 
 
 class AttentionHead(nn.Module):

@@ -3,6 +3,7 @@
 Submodules carry PyTorch's names; a doubled underscore stands for one of theirs (`lagrangian_jax.interop`).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -72,23 +73,20 @@ class WideBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        names, act = LAYOUTS[self.layout], activation(self.activation)
+        names, act = LAYOUTS[self.layout], activation(self.activation, train)
+        norm = functools.partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype)
 
-        def norm(x, name):
-            return BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=name)(x, train)
-
-        def conv(x, size, stride, name):
+        def conv(size, stride, name):
             deepmind = self.layout == "deepmind"
             padding = same_padding(size, stride) if deepmind else size // 2
             kernel_init = torch_uniform if deepmind else kaiming_fan_out
-            return Conv(self.features, size, stride, padding, kernel_init=kernel_init, dtype=self.dtype, name=name)(x)
+            return Conv(self.features, size, stride, padding, kernel_init=kernel_init, dtype=self.dtype, name=name)
 
-        y = act(norm(x, names.norms[0]))
+        y = act(norm(name=names.norms[0])(x, train))
         if x.shape[-1] != self.features:
-            x = conv(y, 1, self.stride, names.shortcut)
-        y = conv(y, 3, self.stride, names.convs[0])
-        y = conv(act(norm(y, names.norms[1])), 3, 1, names.convs[1])
-        return x + y
+            x = conv(1, self.stride, names.shortcut)(y)
+        y = act(norm(name=names.norms[1])(y, train, of=conv(3, self.stride, names.convs[0])))
+        return x + conv(3, 1, names.convs[1])(y)
 
 
 class WideGroup(nn.Module):
@@ -150,7 +148,7 @@ class WideResNet(nn.Module):
             x = WideGroup(blocks, 2 if group else 1, block, name=name)(x, train)
             outputs.append(x)
         x = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name=names.final_norm)(x, train)
-        pooled = mean_over_positions(activation(self.activation)(x))
+        pooled = mean_over_positions(activation(self.activation, train)(x))
         bias_init = torch_bias_uniform(pooled.shape[-1]) if deepmind else nn.initializers.zeros
         logits = Dense(self.num_classes, bias_init=bias_init, name=names.head)(pooled)
         return (logits, outputs) if features else logits
