@@ -36,7 +36,7 @@ def best_other_logit(logits: Array, labels: Array) -> Array:
     logits = _exact(logits)
     others = jnp.where(_true_class(logits, labels), -jnp.inf, logits)
     # Through the index, so that a tie sends the whole gradient to one class, as the originals' top-2 does.
-    return jnp.take_along_axis(logits, jnp.argmax(others, axis=-1)[:, None], axis=-1)[:, 0]
+    return jnp.take_along_axis(others, jnp.argmax(others, axis=-1)[:, None], axis=-1)[:, 0]
 
 
 def margin(logits: Array, labels: Array, kappa: float = jnp.inf) -> Array:

@@ -89,6 +89,12 @@ class TestFormulas:
 
 
 class TestEdges:
+    @pytest.mark.parametrize("label", [0, 1, 2])
+    def test_margin_without_rivals(self, label):
+        """The other classes masked: no class is nearer, whichever comes first."""
+        logits = jnp.full((1, 3), -jnp.inf).at[0, label].set(1.0)
+        assert losses.margin(logits, jnp.array([label])) == -np.inf
+
     def test_a_tie_sends_the_whole_gradient_to_one_class(self):
         gradient = jax.grad(lambda z: losses.margin(z, jnp.array([0])).sum())(jnp.array([[0.0, 2.0, 2.0, 2.0]]))
         np.testing.assert_array_equal(gradient, [[-1, 1, 0, 0]])

@@ -65,8 +65,8 @@ def expand(values: Array, like: Array) -> Array:
 def l2_norm(x: Array) -> Array:
     """The l2 norm of each example, (B,), with gradient zero at zero (JAX's own is NaN there)."""
     square = jnp.sum(jnp.square(x), axis=example_axes(x))
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+    nonzero = square != 0  # also where it is not a number
+    return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1.0)), 0.0)
 
 
 def linf_norm(x: Array) -> Array:
@@ -134,11 +134,12 @@ class Attack:
             check_types(images, labels)
             if not images.shape[0]:
                 return images
-            return self._traced(example_keys(key, images.shape[0]), logits_fn, images, labels.astype(jnp.int32))
+            keys, network = example_keys(key, images.shape[0]), with_finite_gradients(logits_fn)
+            return self._traced(keys, network, images, labels.astype(jnp.int32))
 
         @functools.partial(jax.jit, static_argnums=0)
         def run(function, keys, images, labels, *arguments):
-            adversarial = function(keys, logits_fn, images, labels, *arguments)
+            adversarial = function(keys, with_finite_gradients(logits_fn), images, labels, *arguments)
             return adversarial, predictions(logits_fn(adversarial))
 
         predict = jax.jit(lambda images: predictions(logits_fn(images)))
@@ -314,6 +315,30 @@ def float32_logits(logits_fn: LogitsFn) -> LogitsFn:
         return logits.astype(jnp.float32)
 
     return checked
+
+
+@jax.custom_vjp
+def finite_gradient(images: Array) -> Array:
+    """The images; of what is differentiated through them, NaN counts as 0 and infinity as the largest number.
+
+    Attacks and training methods see a network so. Masked classes (logits of -inf) or the norm of a feature that is zero
+    have such gradients. A step along one would make an image of NaN, which no network recognises.
+
+    >>> import jax, jax.numpy as jnp
+    >>> print(jax.grad(jnp.linalg.norm)(jnp.zeros(2)))
+    [nan nan]
+    >>> print(jax.grad(lambda images: jnp.linalg.norm(finite_gradient(images)))(jnp.zeros(2)))
+    [0. 0.]
+    """
+    return images
+
+
+finite_gradient.defvjp(lambda images: (images, ()), lambda _, gradient: (jnp.nan_to_num(gradient),))
+
+
+def with_finite_gradients(logits_fn: LogitsFn) -> LogitsFn:
+    """The network as attacks see it; see `finite_gradient`."""
+    return lambda images: logits_fn(finite_gradient(images))
 
 
 def check_types(images: Array | np.ndarray, labels: Array | np.ndarray) -> None:

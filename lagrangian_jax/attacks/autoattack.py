@@ -8,7 +8,15 @@ import numpy as np
 from jax import Array
 
 from lagrangian_jax.attacks.apgd import apgd_ce, apgd_t, random_in_ball
-from lagrangian_jax.attacks.attack import Execution, LogitsFn, Stage, example_axes, example_keys, float32_logits
+from lagrangian_jax.attacks.attack import (
+    Execution,
+    LogitsFn,
+    Stage,
+    example_axes,
+    example_keys,
+    finite_gradient,
+    float32_logits,
+)
 from lagrangian_jax.attacks.fab import fab_t
 from lagrangian_jax.attacks.square import square
 from lagrangian_jax.losses import cross_entropy, margin
@@ -170,16 +178,16 @@ def _zero_gradients(
     start = random_in_ball(example_keys(key, images.shape[0]), images, norm, bound)
 
     def zeros(loss):
-        gradient = jax.grad(lambda x: jnp.sum(loss(logits_fn(x), labels)))(start)
+        gradient = jax.grad(lambda x: jnp.sum(loss(logits_fn(finite_gradient(x)), labels)))(start)
         return int(jnp.sum(jnp.sum(jnp.abs(gradient), example_axes(gradient)) == 0))
 
     count, of_logits, of_entropy = len(images), zeros(margin), zeros(cross_entropy)
     found = []
     if of_logits:
         found.append(
-            f"the gradient of the logits is zero at {of_logits} of {count} starting points. Gradient attacks cannot "
-            "move there (a quantised or otherwise piecewise constant network?), so only Square tests them; use a "
-            "differentiable surrogate for the backward pass (BPDA)."
+            f"the gradient of the logits is zero or not a number at {of_logits} of {count} starting points. Gradient "
+            "attacks cannot move there (a quantised or otherwise piecewise constant network?), so only Square tests "
+            "them; use a differentiable surrogate for the backward pass (BPDA)."
         )
     if of_entropy > of_logits:
         found.append(

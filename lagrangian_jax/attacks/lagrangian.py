@@ -44,7 +44,8 @@ def lagrangian(
       step_size: alpha, the change of the most changed pixel in the first step; 0.15 on CIFAR-10, 0.25 on ImageNet-100.
       multiplier: lambda; 2.0 on CIFAR-10, 0.45 on ImageNet-100. The last step uses 0.63 lambda, never lambda itself.
       decay: c.
-      init_std: standard deviation of the first perturbation, which is not clipped before the first forward pass.
+      init_std: standard deviation of the first perturbation, which is not clipped before the first forward pass, unless
+        it may be kept.
       kappa: the margin above which only the norm is reduced.
       keep: "last" (the paper's) or "best": of the iterates that fool the network the one of smallest l2 norm, else the
         one of largest margin.
@@ -92,6 +93,7 @@ def lagrangian_with_state(
     """
     keys = example_keys(key, images.shape[0])
     start = init_std * normal(keys, images.shape[1:])
+    start = clip_to_box(start, images) if keep == "best" else start
 
     def objective(perturbation, state, i):
         logits, state = forward(images + perturbation, state)

@@ -43,7 +43,7 @@ def quantise(images: Array, levels: int | None) -> Array:
 def unit_or_noise(gradient: Array, keys: Array) -> Array:
     """The gradient of each example over its l2 norm; normal noise where it is zero, so that the search moves on."""
     norms = l2_norm(gradient)
-    lost = norms < 1e-12
+    lost = ~(norms >= 1e-12)
     noise = lax.cond(jnp.any(lost), lambda: normal(keys, gradient.shape[1:]), lambda: jnp.zeros_like(gradient))
     return jnp.where(expand(lost, gradient), noise, gradient / expand(jnp.where(lost, 1.0, norms), gradient))
 
@@ -122,7 +122,8 @@ def ddn(
     if max_norm is None:
         return closest.images
     shrunk = quantise(images + project_l2(closest.images - images, max_norm), levels)
-    return jnp.where(expand(jnp.isfinite(closest.distances), images), shrunk, images)
+    too_far = (closest.distances > max_norm) & jnp.isfinite(closest.distances)
+    return jnp.where(expand(too_far, images), shrunk, closest.images)
 
 
 def deepfool(
@@ -180,7 +181,8 @@ def deepfool(
             (gradient,) = vjp(jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype) - one_hot)
             norms = jnp.maximum(l2_norm(gradient), 1e-6)
             gap = jnp.abs(label_logit(logits, targets) - label_logit(logits, labels))
-            nearer = gap / norms < nearest
+            # The label is among the rivals where other classes are masked, with logits of -inf.
+            nearer = (gap / norms < nearest) & (targets != labels)
             towards = gradient * expand((gap + 1e-4) / jnp.square(norms), gradient)
             return (jnp.where(nearer, gap / norms, nearest), jnp.where(expand(nearer, step), towards, step)), None
 

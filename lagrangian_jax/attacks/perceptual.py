@@ -132,7 +132,7 @@ def lpa(
         return jax.tree.map(lambda values, new: values.at[rows].set(new), progress, after)
 
     start = _Progress(
-        _start(key, images, init_std, bound),
+        _start(key, images, init_std, bound, keep),
         jnp.full(batch, multiplier, jnp.float32),
         jnp.zeros(batch, jnp.int32),
         jnp.zeros(batch, bool),
@@ -209,7 +209,7 @@ def fast_lpa(
         moved, point = _step(objective, images, labels, anchors, perturbation, weights, sizes)
         return moved, _score(point, bound)
 
-    perturbation = _iterate(step, _start(key, images, init_std, bound), steps, keep)
+    perturbation = _iterate(step, _start(key, images, init_std, bound, keep), steps, keep)
     adversarial = jnp.clip(images + perturbation, 0.0, 1.0)
     return _project(projection, projection_steps, _to_clean(distance, anchors), images, adversarial, bound)
 
@@ -303,7 +303,7 @@ def ppgd(
         projected = _project(projection, projection_steps, to_clean, images, moved, bound)
         return projected - images, _score(_Point(value, fooled, l2_norm(features - anchors)), bound)
 
-    return jnp.clip(images + _iterate(step, _start(key, images, init_std, bound), steps, keep), 0.0, 1.0)
+    return jnp.clip(images + _iterate(step, _start(key, images, init_std, bound, keep), steps, keep), 0.0, 1.0)
 
 
 def project_bisection(
@@ -403,9 +403,11 @@ def _to_clean(distance, anchors):
     return lambda images: between(represent(images), anchors)
 
 
-def _start(key, images, init_std, bound):
+def _start(key, images, init_std, bound, keep="last"):
+    """Noise; within the box where it may be kept, though the originals' is not."""
     keys = example_keys(key, images.shape[0])
-    return init_std * normal(keys, images.shape[1:]) * (bound > 0)
+    start = init_std * normal(keys, images.shape[1:]) * (bound > 0)
+    return clip_to_box(start, images) if keep == "best" else start
 
 
 class _Objective(NamedTuple):

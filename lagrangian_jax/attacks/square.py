@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_keys, expand, fold_in, l2_norm, uniform
+from lagrangian_jax.attacks.attack import LogitsFn, example_keys, expand, fold_in, l2_norm, predictions, uniform
 from lagrangian_jax.losses import margin
 
 # The share p of the image that a square covers halves after these queries.
@@ -31,10 +31,10 @@ def square(
     """Random search for a misclassified image in the ball; the last part of AutoAttack.
 
     A query changes one square window of the best image so far, and is kept if the margin (logit of the label minus the
-    best other) falls, or is not positive. linf: the search starts from vertical stripes of +-bound, and a query adds
-    +-2 bound to a window, one sign a channel. l2: it starts from 5 x 5 tiles, and a query moves the perturbation of one
-    window into another, on top of a pattern with a positive and a negative half; the perturbation always has the length
-    of the bound before the box clips it.
+    best other) falls, or the image is misclassified. linf: the search starts from vertical stripes of +-bound, and a
+    query adds +-2 bound to a window, one sign a channel. l2: it starts from 5 x 5 tiles, and a query moves the
+    perturbation of one window into another, on top of a pattern with a positive and a negative half; the perturbation
+    always has the length of the bound before the box clips it.
 
     The side of the window is sqrt(p H W); p starts at ``share`` and halves after 10, 50, 200, 500, 1000, 2000, 4000,
     6000 and 8000 queries. An example rests once it is misclassified, and the search ends when all are.
@@ -54,7 +54,8 @@ def square(
 
     Source: auto-attack `square.py` as AutoAttack calls it (margin loss, fixed schedule). Deviations: windows and the
     signs of linf are drawn for each example (there once for the whole batch), so that an example does not depend on its
-    batch-mates; windows are cut to the image where it is smaller than they are.
+    batch-mates; windows are cut to the image where it is smaller than they are; at a tie that the label wins the search
+    goes on.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: images[:, 0, :, 0]  # four classes, one a pixel of the first row
@@ -64,8 +65,8 @@ def square(
     >>> bool(jnp.argmax(logits_fn(adversarial)) != 0)
     True
     """
-    best, margins = search(key, logits_fn, images, labels, norm=norm, bound=bound, queries=queries, share=share)
-    return jnp.where(expand(margins <= 0, images), best, images)
+    best, _, fooled = search(key, logits_fn, images, labels, norm=norm, bound=bound, queries=queries, share=share)
+    return jnp.where(expand(fooled, images), best, images)
 
 
 def search(
@@ -78,25 +79,29 @@ def search(
     bound: float,
     queries: int,
     share: float = 0.8,
-) -> tuple[Array, Array]:
-    """The search of `square`: the images of smallest margin that it found, and those margins (B,)."""
+) -> tuple[Array, Array, Array]:
+    """The search of `square`: the images of smallest margin that it found, their margins, whether they fool (B,)."""
     keys = example_keys(key, images.shape[0])
     start, propose = (_linf if norm == "linf" else _l2)(keys, images, bound, share)
 
     def goes_on(carry):
-        i, _, margins = carry
-        return (i <= queries) & jnp.any(margins > 0)
+        i, _, _, fooled = carry
+        return (i <= queries) & ~jnp.all(fooled)
 
     def query(carry):
         # The start is judged as query 0, so that the program holds the network once.
-        i, best, margins = carry
+        i, best, margins, fooled = carry
         candidate = jnp.where(i == 0, start, propose(fold_in(keys, i), i - 1, best))
-        found = -margin(logits_fn(candidate), labels)
-        better = (margins > 0) & ((found < margins) | (found <= 0))
-        return i + 1, jnp.where(expand(better, best), candidate, best), jnp.where(better, found, margins)
+        logits = logits_fn(candidate)
+        # Not by the margin: at a tie, which is frequent among logits of bfloat16, the label may still be predicted.
+        found, fools = -margin(logits, labels), predictions(logits) != labels
+        better = ~fooled & ((found < margins) | fools)
+        best = jnp.where(expand(better, best), candidate, best)
+        return i + 1, best, jnp.where(better, found, margins), fooled | fools
 
-    _, best, margins = lax.while_loop(goes_on, query, (0, start, jnp.full(images.shape[0], jnp.inf, images.dtype)))
-    return best, margins
+    nothing = jnp.full(images.shape[0], jnp.inf, images.dtype), jnp.zeros(images.shape[0], bool)
+    _, best, margins, fooled = lax.while_loop(goes_on, query, (0, start, *nothing))
+    return best, margins, fooled
 
 
 def halvings(query: Array | int) -> Array:

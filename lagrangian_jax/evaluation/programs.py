@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lagrangian_jax.attacks.attack import float32_logits, map_batches, predictions
+from lagrangian_jax.attacks.attack import float32_logits, map_batches, predictions, with_finite_gradients
 from lagrangian_jax.evaluation.cost import Cost, Meter, marked
 from lagrangian_jax.parallel import AXIS, per_device
 
@@ -111,7 +111,7 @@ class Programs:
     def _stage(self, function, variables, keys, images, labels, *arguments):
         logits_fn = float32_logits(functools.partial(self._logits_fn, *variables))
         keys = jax.random.wrap_key_data(keys, impl=self._key_impl)
-        adversarial = function(keys, logits_fn, images, labels, *arguments)
+        adversarial = function(keys, with_finite_gradients(logits_fn), images, labels, *arguments)
         return adversarial, predictions(logits_fn(adversarial))
 
     def _cost(self, meter: Meter, trips: np.ndarray, images: np.ndarray) -> Cost:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 from jax import Array
 
-from lagrangian_jax.attacks.attack import LogitsFn, fold_in, uniform
+from lagrangian_jax.attacks.attack import LogitsFn, finite_gradient, fold_in, uniform
 from lagrangian_jax.attacks.gradient import Forward
 from lagrangian_jax.losses import cross_entropy
 from lagrangian_jax.models.forward import bind
@@ -37,7 +37,8 @@ class Network(NamedTuple):
 
     def bind(self, statistics: str) -> Forward:
         """``forward(images, batch_stats)`` in a mode of batch normalisation, on this device's examples alone."""
-        return bind(self.module, self.params, statistics)
+        forward = bind(self.module, self.params, statistics)
+        return lambda images, batch_stats: forward(finite_gradient(images), batch_stats)
 
     def logits_fn(self, statistics: str) -> LogitsFn:
         """``images -> logits`` for attacks that carry no state; what "train" would update is lost."""
