@@ -207,7 +207,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
                 last.save(state, position)
                 window.start_clock()
         last.wait()
-    if step < total_steps:
+        # Asked of all once more: a signal may have come in the last step, or since.
+        stop = any(part["stop"] for part in parallel.gather({"stop": np.array(signals.received())}))
+    if stop:
         reached = f"stopped at step {step} of {total_steps}; the same command goes on from there"
         raise parallel.known(Interrupted(reached))
 

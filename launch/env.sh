@@ -10,13 +10,14 @@ switch() {
 }
 
 env_dry_run=no
+home=~ # where HOME is not set, too
 if [ "${1:-}" = --dry-run ]; then
   env_dry_run=yes
   shift
 fi
 
 # Compiled programs outlive the process: a run that was preempted goes on in seconds, not minutes.
-switch JAX_COMPILATION_CACHE_DIR "${XDG_CACHE_HOME:-$HOME/.cache}/lagrangian_jax/compiled"
+switch JAX_COMPILATION_CACHE_DIR "${XDG_CACHE_HOME:-$home/.cache}/lagrangian_jax/compiled"
 # A scheduler's log shows every line when it is written, and a kill loses none.
 switch PYTHONUNBUFFERED 1
 # Warnings and errors of XLA and its libraries, without their information lines.
@@ -45,5 +46,5 @@ case ${1:-} in
     return 2 2>/dev/null || exit 2
     ;;
 esac
-unset env_dry_run
+unset env_dry_run home
 unset -f switch

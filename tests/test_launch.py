@@ -4,6 +4,7 @@ import fnmatch
 import json
 import os
 import pathlib
+import pwd
 import re
 import shutil
 import stat
@@ -95,6 +96,13 @@ def test_switches_are_printed_and_set(device, platforms):
 def test_a_switch_that_is_set_stays():
     printed = exports(bash(LAUNCH / "env.sh", "--dry-run", "gpu", XLA_FLAGS="--xla_mine=true").stdout)
     assert printed["XLA_FLAGS"] == "--xla_mine=true"
+
+
+def test_a_home_that_is_not_set_is_looked_up():
+    """As in a service of systemd."""
+    command = f"set -u; unset HOME XDG_CACHE_HOME; source {LAUNCH / 'env.sh'} cpu; echo $JAX_COMPILATION_CACHE_DIR"
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    assert bash("-c", command).stdout.strip() == f"{home}/.cache/lagrangian_jax/compiled"
 
 
 def test_every_switch_says_why():

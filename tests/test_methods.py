@@ -421,10 +421,10 @@ STATELESS = ("standard", "ddn", "pat", "jpeg", "carlini_wagner")  # evaluation m
 assert {*UPDATES, *STATELESS} == set(methods.names())
 
 
-def _updates(name, epoch):
+def _updates(name, epoch, **parameters):
     """An update keeps 0.9 of the old average: the share left of it counts them."""
     network = Linear(norm=True)
-    method = methods.create(name, steps=2, **({"search_steps": 2} if name == "mma" else {}))
+    method = methods.create(name, steps=2, **({"search_steps": 2} if name == "mma" else {}), **parameters)
 
     @jax.jit
     def step(keys, params, batch_stats, batch, rows, epoch):
@@ -443,6 +443,11 @@ def _updates(name, epoch):
 @pytest.mark.parametrize("name", UPDATES)
 def test_batch_statistics_are_updated_as_often_as_the_original_does(name):
     assert _updates(name, 0.0) == UPDATES[name]
+
+
+@pytest.mark.parametrize("statistics", ["batch", "eval"])
+def test_mma_sees_the_clean_images_in_any_mode_of_its_search(statistics):
+    assert _updates("mma", 0.0, search_statistics=statistics) == 2  # clean and crafted
 
 
 def test_iaat_after_its_warm_up_updates_for_three_attacks_and_two_judgements():

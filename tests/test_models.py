@@ -122,7 +122,7 @@ def test_errors_name_what_is_valid():
     with pytest.raises(ValueError, match="normalisation='half' or mean and std, not both"):
         lj.models.create("resnet18", normalisation="half", mean=(0.5,) * 3)
     with pytest.raises(ValueError, match="activation must be 'relu' or 'swish'; got 'gelu'"):
-        activation("gelu")
+        activation("gelu", train=False)
     image = jnp.zeros((1, 8, 8, 3))
     for network, message in (
         (WideResNet(29, 1), "expected 6 n [+] 4, such as 28, 34 or 70; got 29"),

@@ -19,6 +19,7 @@ from lagrangian_jax import config as configuration
 from lagrangian_jax import data, main, parallel
 from lagrangian_jax import train as train_module
 from lagrangian_jax.build import build_schedule, check
+from lagrangian_jax.checkpoint import Checkpoints
 from lagrangian_jax.config import NotFinite
 from lagrangian_jax.data.flowers import FolderSource
 from lagrangian_jax.models.resnet import ResNet
@@ -132,6 +133,24 @@ def test_interrupted_run_ends_the_same(whole, dataset, tmp_path, monkeypatch, st
     monkeypatch.undo()
     again = train(_config(), tmp_path, dataset)
     _assert_same(again, whole[0])
+    assert _lines(tmp_path) == _lines(whole[1])
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Monitor, "validation"), (Checkpoints, "save")])
+def test_a_signal_after_the_last_step_is_not_lost(whole, dataset, tmp_path, monkeypatch, owner, name):
+    """What comes next is an evaluation of hours."""
+    function = getattr(owner, name)
+
+    def and_stop(self, at, *arguments):
+        function(self, at, *arguments)
+        if getattr(at, "step", at) == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(owner, name, and_stop)
+    with pytest.raises(Interrupted, match="stopped at step 12 of 12"):
+        train(_config(), tmp_path, dataset)
+    monkeypatch.undo()
+    _assert_same(train(_config(), tmp_path, dataset), whole[0])
     assert _lines(tmp_path) == _lines(whole[1])
 
 

@@ -77,7 +77,9 @@ def mma(
         return Crafted(images, batch_stats, jnp.where(correct, distances, 0.0))
 
     def loss(forward, batch_stats, batch, crafted):
-        clean, _ = forward(batch.images, batch_stats)  # crafting has counted this pass in the running averages
+        clean, counted = forward(batch.images, batch_stats)
+        # Once an update: in this mode crafting has counted the pass in the running averages.
+        batch_stats = batch_stats if search_statistics == "train" else counted
         logits, batch_stats = forward(crafted.images, batch_stats)
         counts = crafted.memory < largest  # misclassified ones are at 0
         smoothing = batch.smoothing

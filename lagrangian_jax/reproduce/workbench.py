@@ -148,12 +148,12 @@ class Workbench:
         """Images to choose an attack's parameters on: held out, or else of the training set; never of the test set."""
 
         def read():
-            source = found.dataset.validation
-            if not len(source.labels):
-                count = min(GRID_IMAGES, len(found.dataset.train.labels))
-                source = found.dataset.train.take(data.hold_out(found.dataset.train.labels, count)[1])
-            resident = data.resident(source, image_size=found.config.data.image_size, workers=found.config.data.workers)
-            return resident.take(slice(0, found.config.evaluation.examples or None))
+            held_out, train = found.dataset.validation, found.dataset.train
+            source = held_out if len(held_out.labels) else train
+            most = min(len(held_out.labels) or GRID_IMAGES, len(source.labels))
+            count = min(found.config.evaluation.examples or most, most)
+            chosen = source.take(data.hold_out(source.labels, count)[1])  # of all classes
+            return data.resident(chosen, image_size=found.config.data.image_size, workers=found.config.data.workers)
 
         return self._kept_images("grid", found, read)
 
