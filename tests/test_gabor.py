@@ -8,8 +8,8 @@ import scipy.signal
 
 import lagrangian_jax as lj
 from lagrangian_jax.attacks import gabor
+from lagrangian_jax.attacks.attack import clamp
 from lagrangian_jax.attacks.filtering import correlator
-from lagrangian_jax.attacks.sign_ascent import clamp
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(9, 12, 5), (16, 16, 23), (4, 8, 23)])

@@ -7,8 +7,8 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax.attacks import snow
+from lagrangian_jax.attacks.attack import clamp
 from lagrangian_jax.attacks.filtering import correlator
-from lagrangian_jax.attacks.sign_ascent import clamp
 
 PLACES = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (3, 0)]
 

@@ -81,6 +81,21 @@ def project_l2(perturbation: Array, bound: float | Array) -> Array:
     return perturbation * jnp.where(norm > bound, bound / jnp.where(norm > 0, norm, 1.0), 1.0)
 
 
+def clamp(x: Array, low: float, high: float) -> Array:
+    """`jnp.clip` whose gradient is 1 at the limits too, as in `torch.clamp`; JAX's is a half there.
+
+    Attacks start at images with many black or white pixels, which would otherwise move half as willingly.
+    """
+    return jnp.where(x < low, low, jnp.where(x > high, high, x))
+
+
+def better(best: Any, candidates: Array, scores: Array) -> tuple[Array, Array]:
+    """The best of each example so far, and their scores (B,), with those candidates that score more."""
+    kept, highest = best
+    above = scores > highest
+    return jnp.where(expand(above, kept), candidates, kept), jnp.where(above, scores, highest)
+
+
 def predictions(logits: Array) -> Array:
     """The predicted class of each example, (B,); -1, which no label is, where a logit is not a number."""
     return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), -1, jnp.argmax(logits, axis=-1).astype(jnp.int32))

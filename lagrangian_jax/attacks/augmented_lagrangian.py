@@ -1,6 +1,7 @@
 """ALMA, the augmented Lagrangian attack of Rony et al. (2020)."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,29 +98,38 @@ def augmented_lagrangian(
         top = lax.top_k(logits, 3)[0]
         return (tolerance - margin(logits, labels)) / (top[:, 0] - top[:, 2] + 1e-8)
 
-    def step(i, carry):
-        adversarial, rate, mu, rho, checked, squares, momentum, closest, found, first_found = carry
-        h, pull_back = jax.vjp(constraint, adversarial)
-        distances, distance_pull_back = jax.vjp(lambda x: distance(images, x), adversarial)
+    def step(i, state: _Search) -> _Search:
+        h, pull_back = jax.vjp(constraint, state.adversarial)
+        distances, distance_pull_back = jax.vjp(lambda x: distance(images, x), state.adversarial)
         # The multipliers, then the record, then the step: the original's order.
         check = (i > 0) & ((i + 1) % check_every == 0)
-        rho = jnp.where(check & ~found & (h >= improvement * checked), penalty_growth * rho, rho)
-        checked = jnp.where(check | (i == 0), h, checked)
-        new_mu = jnp.clip(smoothing * mu + (1 - smoothing) * _penalty_slope(h, rho, mu), 1e-6, 1e12)
-        mu = jnp.where(i == 0, mu, new_mu)
+        harder = check & ~state.found & (h >= improvement * state.checked)
+        rho = jnp.where(harder, penalty_growth * state.rho, state.rho)
+        mu = jnp.clip(smoothing * state.mu + (1 - smoothing) * _penalty_slope(h, rho, state.mu), 1e-6, 1e12)
+        mu = jnp.where(i == 0, state.mu, mu)
         fooled = h < 0
-        first_found = jnp.where(fooled & ~found, i, first_found)
-        found |= fooled
-        closest = closest.updated(adversarial, distances, fooled)
+        first_found = jnp.where(fooled & ~state.found, i, state.first_found)
+        found = state.found | fooled
 
         (gradient,) = pull_back(_penalty_slope(h, rho, mu))
         gradient += distance_pull_back(jnp.where(i == 0, jnp.zeros_like(distances), 1.0))[0]
-        gradient, rate = lax.cond(i == 0, first_step, lambda gradient, rate: (gradient, rate), gradient, rate)
+        gradient, rate = lax.cond(i == 0, first_step, lambda gradient, rate: (gradient, rate), gradient, state.rate)
         progress = jnp.where(found, (i - first_found) / (steps - first_found), 0.0)
-        squares = smoothing * squares + (1 - smoothing) * jnp.square(gradient)
-        momentum = smoothing * momentum + gradient / (jnp.sqrt(squares) + 1e-8)
-        adversarial = quantise(adversarial - expand(rate * rate_decay**progress, images) * momentum, levels)
-        return adversarial, rate, mu, rho, checked, squares, momentum, closest, found, first_found
+        squares = smoothing * state.squares + (1 - smoothing) * jnp.square(gradient)
+        momentum = smoothing * state.momentum + gradient / (jnp.sqrt(squares) + 1e-8)
+        moved = state.adversarial - expand(rate * rate_decay**progress, images) * momentum
+        return _Search(
+            adversarial=quantise(moved, levels),
+            squares=squares,
+            momentum=momentum,
+            rate=rate,
+            mu=mu,
+            rho=rho,
+            checked=jnp.where(check | (i == 0), h, state.checked),
+            found=found,
+            first_found=first_found,
+            closest=state.closest.updated(state.adversarial, distances, fooled),
+        )
 
     def first_step(gradient, rate):
         noise = unit_or_noise(jnp.zeros_like(gradient), keys)
@@ -127,21 +137,35 @@ def augmented_lagrangian(
         gradient = jnp.where(expand(l2_norm(gradient) <= 1e-6, gradient), noise, gradient)
         return gradient, _rate_for_distance(images, gradient, distance, init_distance)
 
-    ones, zeros = jnp.ones(batch, images.dtype), jnp.zeros(batch, images.dtype)
-    start = (
-        images,  # adversarial
-        ones,  # rate
-        multiplier * ones,  # mu
-        penalty * ones,  # rho
-        zeros,  # checked, h at the last check
-        jnp.ones_like(images),  # squares
-        jnp.zeros_like(images),  # momentum
-        Closest.none(images),
-        jnp.zeros(batch, bool),  # found
-        jnp.zeros(batch, jnp.int32),  # first_found
+    ones = jnp.ones(batch, images.dtype)
+    start = _Search(
+        adversarial=images,
+        squares=jnp.ones_like(images),
+        momentum=jnp.zeros_like(images),
+        rate=ones,
+        mu=multiplier * ones,
+        rho=penalty * ones,
+        checked=jnp.zeros_like(ones),
+        found=jnp.zeros(batch, bool),
+        first_found=jnp.zeros(batch, jnp.int32),
+        closest=Closest.none(images),
     )
-    closest = lax.fori_loop(0, steps, step, start)[7]
-    return closest.images
+    return lax.fori_loop(0, steps, step, start).closest.images
+
+
+class _Search(NamedTuple):
+    """The state of the search: images are (B, H, W, C), all others (B,)."""
+
+    adversarial: Array
+    squares: Array  # RMSProp's
+    momentum: Array
+    rate: Array  # the step size that the first step finds
+    mu: Array  # the multiplier
+    rho: Array  # the penalty
+    checked: Array  # the constraint at the last check
+    found: Array
+    first_found: Array  # the step of it
+    closest: Closest
 
 
 def _penalty_slope(h: Array, rho: Array, mu: Array) -> Array:

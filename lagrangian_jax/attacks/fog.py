@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_keys, uniform
-from lagrangian_jax.attacks.sign_ascent import clamp, sign_ascent
+from lagrangian_jax.attacks.attack import LogitsFn, clamp, example_keys, uniform
+from lagrangian_jax.attacks.sign_ascent import sign_ascent
 
 
 def fog(

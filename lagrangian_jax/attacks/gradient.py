@@ -9,6 +9,7 @@ from jax import Array, lax
 
 from lagrangian_jax.attacks.attack import (
     LogitsFn,
+    better,
     example_keys,
     expand,
     l2_norm,
@@ -55,24 +56,18 @@ def ascend(
         return jnp.sum(values), (scores, state)
 
     def step(i, carry):
-        perturbation, state, best, best_scores = carry
+        perturbation, state, best = carry
         gradient, (scores, state) = jax.grad(total, has_aux=True)(perturbation, state, i)
         if keep == "best":
-            best, best_scores = _better(best, best_scores, perturbation, scores)
-        return update(i, perturbation, gradient), state, best, best_scores
+            best = better(best, perturbation, scores)
+        return update(i, perturbation, gradient), state, best
 
-    batch = start.shape[0]
-    nothing = (start, jnp.full(batch, -jnp.inf, start.dtype)) if keep == "best" else ((), ())
-    perturbation, state, best, best_scores = lax.fori_loop(0, steps, step, (start, state, *nothing))
+    best = (start, jnp.full(start.shape[0], -jnp.inf, start.dtype)) if keep == "best" else ()
+    perturbation, state, best = lax.fori_loop(0, steps, step, (start, state, best))
     if keep == "best":
         _, scores, state = objective(perturbation, state, steps - 1)
-        perturbation, _ = _better(best, best_scores, perturbation, scores)
+        perturbation, _ = better(best, perturbation, scores)
     return perturbation, state
-
-
-def _better(best, best_scores, candidate, scores):
-    better = scores > best_scores
-    return jnp.where(expand(better, best), candidate, best), jnp.where(better, scores, best_scores)
 
 
 def clip_to_box(perturbation: Array, images: Array) -> Array:
@@ -213,10 +208,20 @@ def pgd_linf(
     [0.4 0.4 0.4 0.4]
     """
     step_size = default_step_size(bound, steps) if step_size is None else step_size
-    options: dict[str, Any] = dict(
-        norm="linf", bound=bound, steps=steps, step_size=step_size, random_start=random_start, keep=keep
+    adversarial, _ = pgd(
+        key,
+        stateless(logits_fn),
+        (),
+        images,
+        labels,
+        norm="linf",
+        bound=bound,
+        steps=steps,
+        step_size=step_size,
+        random_start=random_start,
+        keep=keep,
     )
-    return pgd(key, stateless(logits_fn), (), images, labels, **options)[0]
+    return adversarial
 
 
 def pgd_l2(
@@ -262,10 +267,20 @@ def pgd_l2(
     [0.4 0.4 0.4 0.4]
     """
     step_size = default_step_size(bound, steps) if step_size is None else step_size
-    options: dict[str, Any] = dict(
-        norm="l2", bound=bound, steps=steps, step_size=step_size, random_start=random_start, keep=keep
+    adversarial, _ = pgd(
+        key,
+        stateless(logits_fn),
+        (),
+        images,
+        labels,
+        norm="l2",
+        bound=bound,
+        steps=steps,
+        step_size=step_size,
+        random_start=random_start,
+        keep=keep,
     )
-    return pgd(key, stateless(logits_fn), (), images, labels, **options)[0]
+    return adversarial
 
 
 def max_normalised(gradient: Array) -> Array:
@@ -301,10 +316,21 @@ def mpgd(
     [0.4 0.4 0.4 0.4]
     """
     step_size = default_step_size(bound, steps) if step_size is None else step_size
-    options: dict[str, Any] = dict(
-        norm="linf", bound=bound, steps=steps, step_size=step_size, random_start=random_start, keep=keep
+    adversarial, _ = pgd(
+        key,
+        stateless(logits_fn),
+        (),
+        images,
+        labels,
+        norm="linf",
+        bound=bound,
+        steps=steps,
+        step_size=step_size,
+        random_start=random_start,
+        keep=keep,
+        direction=max_normalised,
     )
-    return pgd(key, stateless(logits_fn), (), images, labels, direction=max_normalised, **options)[0]
+    return adversarial
 
 
 def fgsm(
@@ -328,8 +354,19 @@ def fgsm(
     >>> print(adversarial.ravel())
     [0.4 0.4 0.4 0.4]
     """
-    options: dict[str, Any] = dict(norm="linf", bound=bound, steps=1, step_size=bound, random_start=random_start)
-    return pgd(key, stateless(logits_fn), (), images, labels, **options)[0]
+    adversarial, _ = pgd(
+        key,
+        stateless(logits_fn),
+        (),
+        images,
+        labels,
+        norm="linf",
+        bound=bound,
+        steps=1,
+        step_size=bound,
+        random_start=random_start,
+    )
+    return adversarial
 
 
 def mi_fgsm(
@@ -373,18 +410,18 @@ def mi_fgsm(
         return jnp.sum(values), values
 
     def step(i, carry):
-        perturbation, velocity, best, best_values = carry
+        perturbation, velocity, best = carry
         gradient, values = jax.grad(total, has_aux=True)(perturbation)
         size = jnp.sum(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
         velocity = momentum * velocity + gradient / jnp.where(size > 0, size, 1.0)
         if keep == "best":
-            best, best_values = _better(best, best_values, perturbation, values)
-        return project(i, perturbation, velocity), velocity, best, best_values
+            best = better(best, perturbation, values)
+        return project(i, perturbation, velocity), velocity, best
 
     rest, batch = jnp.zeros_like(images), images.shape[0]
     start = linf_start(example_keys(key, batch), images, bound) if random_start else rest
-    nothing = (start, jnp.full(batch, -jnp.inf, images.dtype)) if keep == "best" else ((), ())
-    perturbation, _, best, best_values = lax.fori_loop(0, steps, step, (start, rest, *nothing))
+    best = (start, jnp.full(batch, -jnp.inf, images.dtype)) if keep == "best" else ()
+    perturbation, _, best = lax.fori_loop(0, steps, step, (start, rest, best))
     if keep == "best":
-        perturbation, _ = _better(best, best_values, perturbation, total(perturbation)[1])
+        perturbation, _ = better(best, perturbation, total(perturbation)[1])
     return jnp.clip(images + perturbation, 0.0, 1.0)

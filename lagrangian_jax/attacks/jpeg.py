@@ -4,9 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_keys, uniform
+from lagrangian_jax.attacks.attack import LogitsFn, clamp, example_keys, uniform
 from lagrangian_jax.attacks.gradient import ascend
-from lagrangian_jax.attacks.sign_ascent import clamp
 from lagrangian_jax.losses import cross_entropy
 
 # The quantisation tables of the JPEG standard, annex K, at quality 50; rows are vertical frequencies.

@@ -65,10 +65,21 @@ def lagrangian(
     >>> jnp.argmax(logits_fn(adversarial), axis=-1).item()
     1
     """
-    options: dict[str, Any] = dict(
-        steps=steps, step_size=step_size, multiplier=multiplier, decay=decay, init_std=init_std, kappa=kappa, keep=keep
+    adversarial, _ = lagrangian_with_state(
+        key,
+        stateless(logits_fn),
+        (),
+        images,
+        labels,
+        steps=steps,
+        step_size=step_size,
+        multiplier=multiplier,
+        decay=decay,
+        init_std=init_std,
+        kappa=kappa,
+        keep=keep,
     )
-    return lagrangian_with_state(key, stateless(logits_fn), (), images, labels, **options)[0]
+    return adversarial
 
 
 def lagrangian_with_state(

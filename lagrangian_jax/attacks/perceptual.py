@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_keys, expand, l2_norm, normal
+from lagrangian_jax.attacks.attack import LogitsFn, better, example_keys, expand, l2_norm, normal
 from lagrangian_jax.attacks.gradient import clip_to_box
 from lagrangian_jax.losses import margin
 
@@ -460,17 +460,13 @@ def _iterate(step, start, steps, keep):
     if keep == "last":
         return lax.fori_loop(0, steps, lambda i, perturbation: step(i, perturbation)[0], start)
 
-    def choose(best, candidate, scores):
-        better = scores > best[1]
-        return jnp.where(expand(better, candidate), candidate, best[0]), jnp.where(better, scores, best[1])
-
     def body(i, carry):
         perturbation, best = carry
         moved, scores = step(i, perturbation)
-        return moved, choose(best, perturbation, scores)
+        return moved, better(best, perturbation, scores)
 
     last, best = lax.fori_loop(0, steps, body, (start, (start, jnp.full(start.shape[0], -jnp.inf, start.dtype))))
-    return choose(best, last, step(steps, last)[1])[0]
+    return better(best, last, step(steps, last)[1])[0]
 
 
 def _conjugate_gradients(multiply, target, steps):

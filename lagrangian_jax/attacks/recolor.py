@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lagrangian_jax.attacks.attack import LogitsFn
+from lagrangian_jax.attacks.attack import LogitsFn, clamp
 from lagrangian_jax.attacks.transformation import attack_transformation
 
 # Linear RGB to XYZ and back. Four digits, so not quite inverse to each other; the original's numbers depend on that.
@@ -157,7 +157,7 @@ def rgb_to_luv(rgb: Planes) -> Planes:
 
 def luv_to_rgb(luv: Planes) -> Planes:
     """The inverse of `rgb_to_luv`; colours that RGB cannot show are clipped to [0, 1]."""
-    return tuple(_clamp(_gamma(channel), 0.0, 1.0) for channel in _mix(_RGB_FROM_XYZ, luv_to_xyz(luv)))
+    return tuple(clamp(_gamma(channel), 0.0, 1.0) for channel in _mix(_RGB_FROM_XYZ, luv_to_xyz(luv)))
 
 
 def xyz_to_luv(xyz: Planes) -> Planes:
@@ -181,7 +181,7 @@ def luv_to_xyz(luv: Planes) -> Planes:
     total = 4 * v + _TINY
     x = 9 * y * u / total
     z = y * (12 - 3 * u - 20 * v) / total
-    return _clamp(x, 0.0, 1.1), _clamp(y, 0.0, 1.1), _clamp(z, 0.0, 1.1)
+    return clamp(x, 0.0, 1.1), clamp(y, 0.0, 1.1), clamp(z, 0.0, 1.1)
 
 
 def _linearise(value: Array) -> Array:
@@ -192,11 +192,6 @@ def _linearise(value: Array) -> Array:
 def _gamma(value: Array) -> Array:
     dark = value < 0.0031308
     return jnp.where(dark, 12.92 * value, 1.055 * jnp.where(dark, 1.0, value) ** (1 / 2.4) - 0.055)
-
-
-def _clamp(value: Array, low: float, high: float) -> Array:
-    """A clip whose gradient passes at equality, as in PyTorch; black and white pixels stand there."""
-    return jnp.where(value < low, low, jnp.where(value > high, high, value))
 
 
 def _mix(matrix: np.ndarray, planes: Planes) -> Planes:

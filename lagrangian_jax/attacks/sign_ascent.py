@@ -47,11 +47,3 @@ def sign_ascent(
         return project(i, variables + step_size * jnp.sign(gradient))
 
     return generate(ascend(objective, update, start, (), steps, keep)[0])
-
-
-def clamp(x: Array, low: float, high: float) -> Array:
-    """`jnp.clip` whose gradient is 1 at the limits too, as in `torch.clamp`; JAX's is a half there.
-
-    Attacks start at images with many black or white pixels, which would otherwise move half as willingly.
-    """
-    return jnp.where(x < low, low, jnp.where(x > high, high, x))

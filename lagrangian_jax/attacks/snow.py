@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_keys, uniform
+from lagrangian_jax.attacks.attack import LogitsFn, clamp, example_keys, uniform
 from lagrangian_jax.attacks.filtering import correlator
-from lagrangian_jax.attacks.sign_ascent import clamp, sign_ascent
+from lagrangian_jax.attacks.sign_ascent import sign_ascent
 
 LAYERS = 7
 KERNEL_SIZE = 13

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, expand
+from lagrangian_jax.attacks.attack import LogitsFn, better
 from lagrangian_jax.losses import margin
 
 
@@ -58,7 +58,7 @@ def attack_transformation(
         parameters, mean, square, best = carry
         gradient, gain = jax.grad(objective, has_aux=True)(parameters)
         if keep == "best":
-            best = _better(best, parameters, gain)
+            best = better(best, parameters, gain)
         mean = 0.9 * mean + 0.1 * gradient
         square = 0.999 * square + 0.001 * jnp.square(gradient)
         rate = step_size / (1 - 0.9 ** (i + 1.0))
@@ -70,10 +70,5 @@ def attack_transformation(
     moments = jnp.zeros_like(parameters), jnp.zeros_like(parameters)
     parameters, *_, best = lax.fori_loop(0, steps, step, (parameters, *moments, best))
     if keep == "best":
-        parameters, _ = _better(best, parameters, margin(logits_fn(render(parameters)), labels))
+        parameters, _ = better(best, parameters, margin(logits_fn(render(parameters)), labels))
     return render(parameters)
-
-
-def _better(best, parameters, gain):
-    better = gain > best[1]
-    return jnp.where(expand(better, parameters), parameters, best[0]), jnp.where(better, gain, best[1])
