@@ -71,9 +71,7 @@ class Checkpoints:
             structure or shape: says what differs.
         """
         self.wait()
-        found: list[Any] = []
-        parallel.together(lambda: found.extend(self._restore(like, step)))
-        leaves, about = found if found else (None, None)
+        leaves, about = parallel.together(lambda: self._restore(like, step)) or (None, None)
         about = json.loads(parallel.broadcast(json.dumps(about).encode()))
         if about is None:
             return None
@@ -148,10 +146,10 @@ class Checkpoints:
         with self._writing():
             self._manager.save(step, args=items)
 
-    def _restore(self, like: TrainState, step: int | None) -> tuple[()] | tuple[list[np.ndarray], dict[str, Any]]:
+    def _restore(self, like: TrainState, step: int | None) -> tuple[list[np.ndarray], dict[str, Any]] | None:
         found = self._read(step)
         if found is None:
-            return ()
+            return None
         tree, about = found
         path = self._folder / str(about["step"])
         there = about["position"].get("method", self._method)  # older ones do not tell
@@ -201,6 +199,7 @@ class Checkpoints:
             self._saving = None
             steps = set(self._manager.all_steps())
             for step in steps:
+                # Also of one that was killed before it had any: orbax commits by renaming, so it is whole.
                 if not self._manifest(step).exists():
                     write_whole(self._manifest(step), json.dumps(self._sums(step)))
             for manifest in self._folder.glob("*.sha256"):
@@ -245,8 +244,6 @@ class Checkpoints:
     def _damage(self, step: int) -> str | None:
         try:
             expected = json.loads(self._manifest(step).read_text())
-        except FileNotFoundError:
-            return None  # killed between the checkpoint and its manifest; orbax commits by renaming, so it is whole
         except ValueError:
             return "its manifest is unreadable"
         found = self._sums(step)

@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from lagrangian_jax.names import UsageError
 
 AXIS = "data"
 _KNOWN = "raised in every process"
+T = TypeVar("T")
 
 
 def start() -> None:
@@ -147,23 +148,28 @@ def gather(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     return found
 
 
-def together(function: Callable[[], None]) -> None:
+def together(function: Callable[[], T]) -> T | None:
     """Calls a function in the first process; an error of it that a user can cause is raised in all of them.
+
+    Returns:
+      what the function does; None in the other processes.
 
     Raises:
       UsageError, ValueError, OSError: as the function did.
     """
     kinds = {kind.__name__: kind for kind in (UsageError, ValueError, OSError)}
+    found: T | None = None
     error: ValueError | OSError | None = None
     if jax.process_index() == 0:
         try:
-            function()
+            found = function()
         except (ValueError, OSError) as caught:
             error = caught
     name = next((name for name, kind in kinds.items() if isinstance(error, kind)), "")
     name, _, message = broadcast(f"{name} {error}".encode()).decode().partition(" ")
     if name:
         raise known(error or kinds[name](message))
+    return found
 
 
 def known(error: Exception) -> Exception:

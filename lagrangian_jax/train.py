@@ -37,7 +37,7 @@ from lagrangian_jax.models.forward import apply, bind
 from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.signals import Interrupted, Signals
 from lagrangian_jax.state import TrainState, initial_state
-from lagrangian_jax.step import resident_steps, streaming_step, training_step
+from lagrangian_jax.step import Metrics, resident_steps, streaming_step, training_step
 from lagrangian_jax.workdir import same_data
 
 
@@ -310,12 +310,15 @@ def all_finite(tree: Any) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
 
 
+_NO_SUMS = Metrics(*np.zeros(len(Metrics._fields)).tolist())
+
+
 class Window:
     """The metrics since the last line, fetched one call late."""
 
-    def __init__(self, state: list[float] | None):
-        kept = state or [0.0] * 6
-        self._sums, self._seconds = np.array(kept[:6]), sum(kept[6:])  # older ones do not tell the seconds
+    def __init__(self, state: dict[str, Any] | None):
+        kept = state or {"sums": _NO_SUMS._asdict(), "seconds": 0.0}
+        self._sums, self._seconds = Metrics(**kept["sums"]), kept["seconds"]
         self.start_clock()
         self._pending: list[tuple[int, Any]] = []
 
@@ -328,9 +331,9 @@ class Window:
         while self._pending:
             self._take(*self._pending.pop(0))
 
-    def state(self) -> list[float]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that the line after it covers the steps before it too."""
-        return [*self._sums.tolist(), self._seconds]
+        return {"sums": self._sums._asdict(), "seconds": self._seconds}
 
     def stop_clock(self) -> None:
         """Leaves validation and checkpoints out of the images a second, until `start_clock`."""
@@ -341,17 +344,17 @@ class Window:
 
     def flush(self) -> dict[str, float]:
         self.check()
-        loss, correct, norm, saturated, gradient, count = self._sums
         self.stop_clock()
-        seconds, self._seconds, self._sums = self._seconds, 0.0, np.zeros(6)
+        sums, seconds = self._sums, self._seconds
+        self._sums, self._seconds = _NO_SUMS, 0.0
         self.start_clock()
         return {
-            "loss": loss / count,
-            "adversarial_accuracy": correct / count,
-            "perturbation_l2": norm / count,
-            "saturated": saturated / count,
-            "gradient_l2": gradient / count,
-            "images_per_second": count / seconds,
+            "loss": sums.loss / sums.examples,
+            "adversarial_accuracy": sums.correct / sums.examples,
+            "perturbation_l2": sums.perturbation_l2 / sums.examples,
+            "saturated": sums.saturated / sums.examples,
+            "gradient_l2": sums.gradient_l2 / sums.examples,
+            "images_per_second": sums.examples / seconds,
             "seconds": seconds,
         }
 
@@ -362,4 +365,4 @@ class Window:
             row, column = np.argwhere(~finite.T)[0][::-1]
             problem = f"{metrics._fields[row]} is {values[row, column]} at step {step + column + 1}"
             raise parallel.known(NotFinite(problem))
-        self._sums += values.sum(axis=1)
+        self._sums = Metrics(*(np.array(self._sums) + values.sum(axis=1)).tolist())

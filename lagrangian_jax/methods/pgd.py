@@ -24,7 +24,15 @@ def pgd_linf(
         `iaat`), have three (`msd`) or a ``multiplier_spread`` or ``scaled`` instead.
       statistics: batch normalisation in the attack; "train" is the style of the paper's code and of robust_overfitting.
     """
-    return _method("linf", bound, steps, step_size, random_start, bound_spread, statistics)
+    return _method(
+        "linf",
+        bound=bound,
+        steps=steps,
+        step_size=step_size,
+        random_start=random_start,
+        bound_spread=bound_spread,
+        statistics=statistics,
+    )
 
 
 def pgd_l2(
@@ -37,10 +45,27 @@ def pgd_l2(
     statistics: str = "train",
 ) -> Method:
     """Training on PGD images in the l2 ball; 1.3 is the paper's bound for CIFAR-10, see `pgd_linf` for the rest."""
-    return _method("l2", bound, steps, step_size, random_start, bound_spread, statistics)
+    return _method(
+        "l2",
+        bound=bound,
+        steps=steps,
+        step_size=step_size,
+        random_start=random_start,
+        bound_spread=bound_spread,
+        statistics=statistics,
+    )
 
 
-def _method(norm, bound, steps, step_size, random_start, bound_spread, statistics) -> Method:
+def _method(
+    norm: str,
+    *,
+    bound: float,
+    steps: int,
+    step_size: float,
+    random_start: bool,
+    bound_spread: float,
+    statistics: str,
+) -> Method:
     def craft(keys, network, batch, memory, epoch):
         factors = random_factors(keys, bound_spread)
         images, batch_stats = pgd(

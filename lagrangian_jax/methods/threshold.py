@@ -28,7 +28,15 @@ def threshold_linf(
 
     Source: the paper's ablation; no code was released.
     """
-    return _method("linf", bound, steps, step_size, random_start, bound_spread, statistics)
+    return _method(
+        "linf",
+        bound=bound,
+        steps=steps,
+        step_size=step_size,
+        random_start=random_start,
+        bound_spread=bound_spread,
+        statistics=statistics,
+    )
 
 
 def threshold_l2(
@@ -41,7 +49,15 @@ def threshold_l2(
     statistics: str = "train",
 ) -> Method:
     """`threshold_linf` in l2 balls; 1.3 is the bound of the paper's l2 training."""
-    return _method("l2", bound, steps, step_size, random_start, bound_spread, statistics)
+    return _method(
+        "l2",
+        bound=bound,
+        steps=steps,
+        step_size=step_size,
+        random_start=random_start,
+        bound_spread=bound_spread,
+        statistics=statistics,
+    )
 
 
 def confidence_factor(confidence: Array) -> Array:
@@ -55,7 +71,16 @@ def confidence_factor(confidence: Array) -> Array:
     return factors[jnp.searchsorted(limits, confidence, side="right")]
 
 
-def _method(norm, bound, steps, step_size, random_start, bound_spread, statistics) -> Method:
+def _method(
+    norm: str,
+    *,
+    bound: float,
+    steps: int,
+    step_size: float,
+    random_start: bool,
+    bound_spread: float,
+    statistics: str,
+) -> Method:
     def craft(keys, network, batch, memory, epoch):
         forward = network.bind(statistics)
         logits, batch_stats = forward(batch.images, network.batch_stats)

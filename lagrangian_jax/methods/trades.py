@@ -51,7 +51,21 @@ def trades(
     def craft(keys, network, batch, memory, epoch):
         clean, _ = network.bind("eval")(batch.images, network.batch_stats)
         clean = lax.stop_gradient(clean)
-        return _near(keys, network, batch, memory, bound, bound_spread, steps, step_size, init_std, statistics, clean)
+        factors = random_factors(keys, bound_spread)
+        images, batch_stats = pgd(
+            keys,
+            network.bind(statistics),
+            network.batch_stats,
+            batch.images,
+            batch.labels,
+            norm="linf",
+            bound=bound * factors,
+            steps=steps,
+            step_size=step_size * factors,
+            start=init_std * normal(keys, batch.images.shape[1:]),
+            loss=lambda logits, labels: kl_divergence(clean, logits),
+        )
+        return Crafted(images, batch_stats, memory)
 
     def loss(forward, batch_stats, batch, crafted):
         clean, batch_stats = forward(batch.images, batch_stats)
@@ -85,7 +99,20 @@ def mart(
     """
 
     def craft(keys, network, batch, memory, epoch):
-        return _near(keys, network, batch, memory, bound, bound_spread, steps, step_size, init_std, statistics, None)
+        factors = random_factors(keys, bound_spread)
+        images, batch_stats = pgd(
+            keys,
+            network.bind(statistics),
+            network.batch_stats,
+            batch.images,
+            batch.labels,
+            norm="linf",
+            bound=bound * factors,
+            steps=steps,
+            step_size=step_size * factors,
+            start=init_std * normal(keys, batch.images.shape[1:]),
+        )
+        return Crafted(images, batch_stats, memory)
 
     def loss(forward, batch_stats, batch, crafted):
         clean, batch_stats = forward(batch.images, batch_stats)
@@ -94,22 +121,3 @@ def mart(
         return Outcome(losses, adversarial, batch_stats)
 
     return Method(craft, loss)
-
-
-def _near(keys, network, batch, memory, bound, bound_spread, steps, step_size, init_std, statistics, clean) -> Crafted:
-    """PGD from close to the image, on the divergence from the ``clean`` logits, or where None on the cross-entropy."""
-    factors = random_factors(keys, bound_spread)
-    images, batch_stats = pgd(
-        keys,
-        network.bind(statistics),
-        network.batch_stats,
-        batch.images,
-        batch.labels,
-        norm="linf",
-        bound=bound * factors,
-        steps=steps,
-        step_size=step_size * factors,
-        start=init_std * normal(keys, batch.images.shape[1:]),
-        loss=cross_entropy if clean is None else lambda logits, labels: kl_divergence(clean, logits),
-    )
-    return Crafted(images, batch_stats, memory)
