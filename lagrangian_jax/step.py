@@ -35,12 +35,12 @@ class Metrics(NamedTuple):
       examples: how many.
     """
 
-    loss: Array
-    correct: Array
-    perturbation_l2: Array
-    saturated: Array
-    gradient_l2: Array
-    examples: Array
+    loss: Array | float
+    correct: Array | float
+    perturbation_l2: Array | float
+    saturated: Array | float
+    gradient_l2: Array | float
+    examples: Array | float
 
 
 def training_step(
