@@ -1,5 +1,6 @@
 """Files of weights: what is read, what is written, what is refused."""
 
+import json
 import os
 import pathlib
 import pickle
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import lagrangian_jax as lj
+from lagrangian_jax import config as configuration
 from lagrangian_jax.interop import fit, torch_file
 from lagrangian_jax.interop.torch import read_state_dict, to_state_dict
 from lagrangian_jax.models.resnet import ResNet
@@ -123,6 +125,33 @@ def test_one_error_lists_everything_that_does_not_fit(variables, tmp_path):
     assert "of another shape: linear.bias (9,), expected (10,)" in message
 
 
+def test_few_of_many_tensors_are_named_and_what_fits_with_its_classes(variables, tmp_path):
+    path = _write(tmp_path / "other.safetensors", variables, dict)
+    with pytest.raises(ValueError, match=r"and \d+ more.*\. What fits best") as caught:
+        lj.interop.load(path, lj.models.create("resnet32", num_classes=3))
+    message = str(caught.value)
+    assert "num_classes=10" in message  # though it is the default: 3 were tried
+    assert message.count("layer") < 12
+
+
+def test_the_network_of_a_run(tmp_path):
+    """Of other classes, width, precision and normalisation than the defaults; nothing but the folder is given."""
+    network = lj.models.create("resnet20", num_classes=7, width=4, normalisation="half", dtype=jnp.bfloat16)
+    expected = network.init(jax.random.key(3), np.zeros((1, 8, 8, 3), np.float32))
+    config = configuration.load("digits:smoke").to_dict()
+    config |= {"network": {"name": "resnet20", "width": 4, "normalisation": "half"}, "precision": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"no such file: .*a training run writes it when it is complete"):
+        lj.interop.load_run(tmp_path)
+    lj.interop.save(tmp_path / "weights.safetensors", network, expected)
+    found, variables = lj.interop.load_run(str(tmp_path))
+    assert found == network
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    jax.tree.map(np.testing.assert_array_equal, lj.interop.load(tmp_path, network), expected)
+    with pytest.raises(ValueError, match="no work directory of a training run"):
+        lj.interop.load_run(tmp_path / "nowhere")
+
+
 SUGGESTED = [
     ("resnet32", {}, 'create("resnet32")'),
     ("resnet18", {"num_classes": 100, "width": 2}, 'create("resnet18", num_classes=100, width=2)'),
@@ -137,7 +166,10 @@ SUGGESTED = [
 def test_the_network_that_fits_is_named(name, parameters, suggested):
     leaves = fit.leaves(lj.models.create(name, **parameters))
     shapes = {f"module.{leaf}": shape for leaf, (_, shape) in leaves.items()} | {"module.mu": (1, 3, 1, 1)}
-    assert fit.suggestion(shapes, NETWORK) == f" What fits it is lagrangian_jax.models.{suggested}."
+    fields = " ".join(f"--config.network.{k}={v}" for k, v in parameters.items() if k != "num_classes")
+    told = fit.suggestion(shapes, NETWORK)
+    assert told.startswith(f" What fits it is lagrangian_jax.models.{suggested}, --config.network.name={name}")
+    assert told.endswith(f"{fields}.") if name[-2:] != "20" else "widen_factor" not in told
 
 
 def test_no_network_is_named_where_none_fits_better(variables):

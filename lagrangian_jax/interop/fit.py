@@ -45,6 +45,15 @@ def leaves(network: nn.Module, image_shape: tuple[int, int, int] | None = None) 
     return {torch_name(leaf): (leaf, torch_shape(value.shape)) for leaf, value in flat.items()}
 
 
+def classes(shapes: Mapping[str, Shape]) -> int | None:
+    """How many classes tensors without a prefix are for, by those of the last layer; None if it has another name.
+
+    >>> classes({"conv1.weight": (64, 3, 3, 3), "linear.weight": (7, 512)})
+    7
+    """
+    return next((shapes[name][0] for name in _HEADS if name in shapes), None)
+
+
 def last_layer(names: Iterable[str]) -> bool:
     """Whether some of PyTorch's names are of a network's last layer, and no other.
 
@@ -85,11 +94,13 @@ def suggestion(shapes: Mapping[str, Shape], network: nn.Module) -> str:
     best, score = "", (_overlap(shapes, _shapes(network)), 0)
     for index in [index for index, overlap in names.items() if overlap == max(names.values())]:
         name, variant = _CANDIDATES[index]
-        parameters = variant | _sizes(shapes, index)
+        parameters = variant | _sizes(shapes, index, getattr(network, "num_classes", None))
         found = _overlap(shapes, _shapes(models.create(name, **parameters))), -len(parameters)
         if found[0] > score[0] or (best and found > score):
             given = "".join(f", {key}={value!r}" for key, value in parameters.items())
-            best, score = f'lagrangian_jax.models.create("{name}"{given})', found
+            fields = {"name": name} | {key: value for key, value in parameters.items() if key != "num_classes"}
+            options = " ".join(f"--config.network.{key}={value}" for key, value in fields.items())
+            best, score = f'lagrangian_jax.models.create("{name}"{given}), {options}', found
     return best and f" What fits {'it' if score[0] == 1 else 'best, though not fully,'} is {best}."
 
 
@@ -111,8 +122,8 @@ def _overlap(given: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
     return equal / len(weights.keys() | expected.keys())
 
 
-def _sizes(shapes: Mapping[str, Shape], index: int) -> dict[str, int]:
-    """Sizes that the tensors tell, where they are not the candidate's defaults."""
+def _sizes(shapes: Mapping[str, Shape], index: int, tried: int | None) -> dict[str, int]:
+    """Sizes that the tensors tell, where they are not the candidate's defaults; classes, too, if others were tried."""
     prefix = common_prefix(shapes, _names(index))
 
     def channels(names: Iterable[str]) -> int | None:
@@ -121,4 +132,5 @@ def _sizes(shapes: Mapping[str, Shape], index: int) -> dict[str, int]:
     factor = (channels(_FIRST_BLOCKS) or 0) // 16
     told = {"num_classes": channels(_HEADS), "width": channels(_STEMS), "widen_factor": factor}
     defaults = models.parameters(_CANDIDATES[index][0])
-    return {key: size for key, size in told.items() if size and key in defaults and size != defaults[key]}
+    usual = defaults | ({"num_classes": None} if told["num_classes"] != tried else {})
+    return {key: size for key, size in told.items() if size and key in defaults and size != usual[key]}

@@ -25,8 +25,8 @@ def read_state_dict(path: str | os.PathLike, entry: str | None = None) -> dict[s
     """The tensors in a file by PyTorch's names, in its layouts; nothing in the file is executed.
 
     Args:
-      path: safetensors; Flax msgpack; an orbax directory; anything else is read as a file of ``torch.save`` (.pt, .pth,
-        .th, .tar: the suffix does not matter).
+      path: safetensors; Flax msgpack; a work directory or orbax's; anything else is read as a file of ``torch.save``
+        (.pt, .pth, .th, .tar: the suffix does not matter).
       entry: the key of the state dict, where a file holds several.
 
     Raises:
@@ -34,6 +34,9 @@ def read_state_dict(path: str | os.PathLike, entry: str | None = None) -> dict[s
       OSError: it cannot be read.
     """
     name = os.fspath(path)
+    of_run = os.path.join(name, "weights.safetensors")
+    if os.path.isdir(name) and os.path.exists(of_run):
+        return read_state_dict(of_run)
     if os.path.isdir(name):
         return _flax_state(_orbax(name), name)
     if name.endswith(".msgpack"):

@@ -87,7 +87,7 @@ def _copy(name: str, value: np.ndarray, found: Mapping[str, np.ndarray]) -> bool
     return any(f".{name}".endswith(f".{known}") and np.array_equal(value, x) for known, x in found.items())
 
 
-def _listed(what: str, names: Sequence[str], most: int = 12) -> list[str]:
+def _listed(what: str, names: Sequence[str], most: int = 3) -> list[str]:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return [f"{what}: {', '.join(names[:most])}{more}"] if names else []
 

@@ -1,0 +1,47 @@
+"""The network that a training run left, in Python."""
+
+import os
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from lagrangian_jax.interop import fit
+from lagrangian_jax.interop.torch import read_state_dict
+from lagrangian_jax.interop.weights import load
+
+
+def load_run(workdir: str | os.PathLike) -> tuple[nn.Module, Any]:
+    """The network that a run of ``python -m lagrangian_jax.main`` has trained, and its variables.
+
+    Args:
+      workdir: the run's work directory.
+
+    Returns:
+      the network, in the run's precision, and ``{"params": ..., "batch_stats": ...}`` of the checkpoint that was
+      selected.
+
+    Raises:
+      ValueError: it is no work directory, or its training is not complete.
+
+    An attack on it, and an evaluation::
+
+        network, variables = lj.interop.load_run("runs/digits")
+        logits_fn = lambda images: network.apply(variables, images, train=False)
+        adversarial = lj.attacks.create("pgd_l2")(jax.random.key(0), logits_fn, images, labels)
+        result = lj.evaluation.run(network.apply, images, labels, suite="quick", variables=variables)
+    """
+    from lagrangian_jax.build import build_network
+    from lagrangian_jax.workdir import made_with, weights_file
+
+    path = pathlib.Path(workdir).expanduser()
+    config = made_with(path)
+    if config is None or "network" not in config:
+        raise ValueError(f"{path}: no work directory of a training run; it has no config.json")
+    file = weights_file(path, "load_run")
+    classes = fit.classes({name: x.shape for name, x in read_state_dict(file).items()})
+    if classes is None:
+        raise ValueError(f"{file}: no network of `lagrangian_jax.models`; `lagrangian_jax.interop.load` takes your own")
+    network, size = build_network(ConfigDict(config), classes), config["data"]["image_size"]
+    return network, load(file, network, (size, size, 3))
