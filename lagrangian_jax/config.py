@@ -11,18 +11,23 @@ import importlib.util
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from lagrangian_jax import methods, models, parallel
+from lagrangian_jax import data, methods, models, parallel
 from lagrangian_jax.names import UsageError, unknown
 from lagrangian_jax.signals import Interrupted, sigterm_raises
 
 # What XLA's library YNN does on a CPU: products and sums, and not convolutions, which it leaves to one core where they
 # have few channels (`python -m benchmarks.layers`).
 YNN = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+
+
+# Fields that a file may add; a data set of one's own may have any in `data`. Those of `validation` its attack checks.
+_OPTIONAL = {"data": ("cache_dir",), "optimizer": ("relative_rates",)}
+_PACKAGED = data.names()  # before a file adds its own
 
 
 def default() -> ConfigDict:
@@ -225,7 +230,34 @@ def load(spec: str) -> ConfigDict:
     assert spec_of_file.loader is not None
     module = importlib.util.module_from_spec(spec_of_file)
     spec_of_file.loader.exec_module(module)
-    return module.get_config(options).lock()
+    config = module.get_config(options)
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"{name}: get_config returned {type(config).__name__}; expected a ConfigDict")
+    _check_fields(config)
+    return config.lock()
+
+
+def _check_fields(config: ConfigDict) -> None:
+    """Raises ValueError where a file has set what nothing would read, or has not begun with every field."""
+    known = default()
+    _compare("config", config, known, known)
+    for group in ("data", "augmentation", "optimizer", "train", "regularisation", "evaluation"):
+        own = config.data if group == "data" and config.data.get("name") not in _PACKAGED else ()
+        _compare(f"config.{group}", config[group], known[group], (*known[group], *_OPTIONAL.get(group, ()), *own))
+    network, method = (config[group].get("name", "") for group in ("network", "method"))
+    _compare("config.network", config.network, (), network_fields({"name": network}))
+    _compare("config.method", config.method, (), ("name", *methods.parameters(method)))
+
+
+def _compare(prefix: str, given: ConfigDict, needed: Iterable[str], valid: Iterable[str]) -> None:
+    for field in given:
+        if field not in valid:
+            raise unknown(f"field in {prefix}:", field, valid)
+    for field in needed:
+        if field not in given:
+            raise ValueError(
+                f"{prefix} lacks the field {field!r}; begin with lagrangian_jax.config.default() or base(NAME)"
+            )
 
 
 def packaged() -> pathlib.Path:

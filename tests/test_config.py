@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import re
 
 import pytest
 
@@ -160,6 +161,51 @@ def test_fields_are_read_as_the_type_they_have(field, text, value):
         holder = holder[name]
     assert holder == value
     assert type(holder) is type(value)
+
+
+def _file(folder, body, head="def get_config(options=''):"):
+    """A configuration file of one's own, which begins with a packaged one."""
+    path = folder / "mine.py"
+    begin = "    c = config.base('digits:smoke')"
+    lines = ["from lagrangian_jax import config", head, begin, f"    {body}", "    return c"]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("c.train.epoch = 3", "unknown field in config.train: 'epoch'; did you mean 'epochs'?"),
+        ("c.trian = 3", "unknown field in config: 'trian'; did you mean 'train'?"),
+        ("c.network.widht = 4", "unknown field in config.network: 'widht'; did you mean 'width'?"),
+        ("c.network.num_classes = 4", "unknown field in config.network: 'num_classes'"),
+        ("c.network.name = 'resnet19'", "unknown network 'resnet19'; did you mean 'resnet18'?"),
+        ("c.method.multipler = 1.0", "unknown field in config.method: 'multipler'; did you mean 'multiplier'?"),
+        ("c.data.validaton = 64", "unknown field in config.data: 'validaton'; did you mean 'validation'?"),
+        ("c.regularisation.label_smooting = 0.1", "did you mean 'label_smoothing'?"),
+        ("del c.seed", "config lacks the field 'seed'; begin with lagrangian_jax.config.default() or base(NAME)"),
+        ("c.train = type(c)({'epochs': 3})", "config.train lacks the field 'average'; begin with"),
+        ("c.method = type(c)({'steps': 3})", "unknown method ''"),
+        ("c = {'seed': 0}", "mine.py: get_config returned dict; expected a ConfigDict"),
+        ("c = None", "mine.py: get_config returned NoneType; expected a ConfigDict"),
+    ],
+)
+def test_a_file_sets_fields_that_exist(tmp_path, body, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)) as raised:
+        configuration.load(str(_file(tmp_path, body)))
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_what_a_file_may_add(tmp_path):
+    """Parameters of the network, of the validation's attack, of own data; rates by submodule."""
+    for body in (
+        "c.network.normalisation = 'half'",
+        "c.validation.random_start = True",
+        "c.optimizer.relative_rates = {'head': 0.1}",
+        "c.data.cache_dir = '/tmp'",
+        "c.data.update(name='mine', sheet='labels.csv')",
+    ):
+        configuration.load(str(_file(tmp_path, body)))
 
 
 def test_none_is_for_parameters_that_take_it():
