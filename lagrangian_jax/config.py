@@ -8,9 +8,11 @@ import argparse
 import ast
 import contextlib
 import importlib.util
+import inspect
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -230,11 +232,30 @@ def load(spec: str) -> ConfigDict:
     assert spec_of_file.loader is not None
     module = importlib.util.module_from_spec(spec_of_file)
     spec_of_file.loader.exec_module(module)
-    config = module.get_config(options)
-    if not isinstance(config, ConfigDict):
-        raise ValueError(f"{name}: get_config returned {type(config).__name__}; expected a ConfigDict")
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{name}: expected a Python file that defines get_config(options)")
+    config = _made(name, module.get_config, options)
     _check_fields(config)
     return config.lock()
+
+
+def _made(name: str, get_config: Callable[..., Any], options: str) -> ConfigDict:
+    """What a file's ``get_config`` returns; raises ValueError where that is no configuration, or it has misused one."""
+    takes_options = bool(inspect.signature(get_config).parameters)
+    if options and not takes_options:
+        raise ValueError(f"{name}: its get_config() takes no options, get_config(options) would; got {options!r}")
+    try:
+        config = get_config(options) if takes_options else get_config()
+    except (AttributeError, KeyError, TypeError) as error:
+        *frames, raised_in = traceback.extract_tb(error.__traceback__)
+        if "ml_collections" not in raised_in.filename:
+            raise
+        at = [frame for frame in frames if "ml_collections" not in frame.filename][-1]
+        reason = str(error) if isinstance(error, TypeError) else "no such field"  # the others' go over many lines
+        raise ValueError(f"{pathlib.Path(at.filename).name}, line {at.lineno}, {at.line}: {reason}") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"{name}: get_config returned {type(config).__name__}; expected a ConfigDict")
+    return config
 
 
 def _check_fields(config: ConfigDict) -> None:

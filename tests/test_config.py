@@ -208,6 +208,40 @@ def test_what_a_file_may_add(tmp_path):
         configuration.load(str(_file(tmp_path, body)))
 
 
+def test_a_file_without_options(tmp_path):
+    """As the tutorials of ml_collections write it."""
+    path = _file(tmp_path, "c.train.epochs = 3", head="def get_config():")
+    assert configuration.load(str(path)).train.epochs == 3
+    with pytest.raises(ValueError, match=r"mine\.py: its get_config\(\) takes no options, .*; got 'smoke'$"):
+        configuration.load(f"{path}:smoke")
+
+
+def test_a_file_that_defines_no_configuration(tmp_path):
+    path = _file(tmp_path, "", head="def configuration():")
+    with pytest.raises(ValueError, match=r"mine\.py: expected a Python file that defines get_config\(options\)$"):
+        configuration.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("c.train.epochs = 'x'", "Could not override field 'epochs'"),
+        ("c.trian.epochs = 3", "no such field"),
+        ("c['trian'].epochs = 3", "no such field"),
+        ("c.lock().train.epoch = 3", "no such field"),
+    ],
+)
+def test_what_a_file_may_not_do_to_a_configuration_is_one_line(tmp_path, body, expected):
+    with pytest.raises(ValueError, match=re.escape(f"mine.py, line 4, {body}: {expected}")) as raised:
+        configuration.load(str(_file(tmp_path, body)))
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_other_errors_of_a_file_keep_their_traceback(tmp_path):
+    with pytest.raises(TypeError, match="unsupported operand"):
+        configuration.load(str(_file(tmp_path, "c.train.epochs = 3 + 'x'")))
+
+
 def test_none_is_for_parameters_that_take_it():
     config = configuration.load("cifar10:ddn")
     configuration.set_field(config, "method.max_norm", "none")
