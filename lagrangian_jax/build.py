@@ -104,25 +104,47 @@ def _check_dataset(dataset: data.Dataset, image_size: int) -> None:
     """Raises ValueError where images in memory are not what networks take, labels are of no class, or none can be
     tested.
     """
+    if not isinstance(dataset.classes, (tuple, list)):
+        raise ValueError(f"classes of {dataset.name}: expected their names, as ('cat', 'dog'); got {dataset.classes!r}")
     wanted, last = (image_size, image_size, 3), len(dataset.classes) - 1
     if last < 1:
         raise ValueError(f"classes of {dataset.name}: expected two or more; got {list(dataset.classes)}")
+    for name in ("train", "validation", "test"):
+        split = getattr(dataset, name)
+        _check_labels(f"{name} labels of {dataset.name}", split.labels, last)
+        if isinstance(split, data.Split):
+            _check_images(f"{name} images of {dataset.name}", split.images, wanted)
+            if not len(split.images) == len(split.labels) == len(split.indices):
+                raise ValueError(
+                    f"{name} of {dataset.name}: expected a label and an index for each image; got "
+                    f"{len(split.images)} images, {len(split.labels)} labels, {len(split.indices)} indices"
+                )
     indices = dataset.test.indices
     if not len(indices) or len(np.unique(indices)) < len(indices):
         raise ValueError(
             f"test images of {dataset.name}: expected one or more, each with an index of its own; got {len(indices)} "
             f"with {len(np.unique(indices))} indices"
         )
-    for name in ("train", "validation", "test"):
-        split = getattr(dataset, name)
-        if isinstance(split, data.Split) and (split.images.dtype != np.uint8 or split.images.shape[1:] != wanted):
-            raise ValueError(
-                f"{name} images of {dataset.name}: expected uint8 (N, {image_size}, {image_size}, 3), by "
-                f"data.image_size; got {split.images.dtype} {split.images.shape}"
-            )
-        if len(split.labels) and not 0 <= split.labels.min() <= split.labels.max() <= last:
-            found = f"{split.labels.min()} to {split.labels.max()}"
-            raise ValueError(f"{name} labels of {dataset.name}: expected 0 to {last}, one a class; got {found}")
+
+
+def _check_labels(what: str, labels: Any, last: int) -> None:
+    if not hasattr(labels, "dtype"):
+        raise ValueError(f"{what}: expected whole numbers (N,); got a {type(labels).__name__}")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        change = "argmax(-1)" if labels.ndim == 2 else "astype(np.int32)"
+        raise ValueError(f"{what}: expected whole numbers (N,); got {labels.dtype} {labels.shape}: labels.{change}")
+    if len(labels) and not 0 <= labels.min() <= labels.max() <= last:
+        raise ValueError(f"{what}: expected 0 to {last}, one a class; got {labels.min()} to {labels.max()}")
+
+
+def _check_images(what: str, images: np.ndarray, wanted: tuple[int, ...]) -> None:
+    expected = f"expected uint8 (N, {', '.join(map(str, wanted))})"
+    if not hasattr(images, "dtype"):
+        raise ValueError(f"{what}: {expected}; got a {type(images).__name__}")
+    if images.dtype != np.uint8 or images.shape[1:] != wanted:
+        floats = np.issubdtype(images.dtype, np.floating)
+        change = ": (255 * images).round().astype(np.uint8) of what is in [0, 1]" if floats else ""
+        raise ValueError(f"{what}: {expected}, by data.image_size; got {images.dtype} {images.shape}{change}")
 
 
 def build_network(config: ConfigDict, num_classes: int) -> nn.Module:

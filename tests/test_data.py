@@ -397,6 +397,17 @@ def test_hold_out_of_more_than_there_are_is_not_about_a_field(count):
         hold_out(np.zeros(3, np.int32), count)
 
 
+def test_hold_out_of_one_hot_labels():
+    with pytest.raises(data.DataError, match=r"^labels: expected \(N,\), a class's number each; got \(4, 2\)$"):
+        hold_out(np.eye(4, 2), 1)
+
+
+def test_a_loader_returns_a_dataset(monkeypatch):
+    monkeypatch.setitem(data.DATASETS, "mine", lambda config: (np.zeros((4, 8, 8, 3)), np.zeros(4)))
+    with pytest.raises(data.DataError, match=r"^data set 'mine': expected .* a data\.Dataset; got a tuple$"):
+        data.load(SimpleNamespace(name="mine"))
+
+
 def test_cifar10_has_one_size(small_cifar10):
     small_cifar10.config.image_size = 64
     with pytest.raises(data.DataError, match="CIFAR-10 is 32x32, got 64"):

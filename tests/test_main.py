@@ -168,9 +168,13 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
     assert "a file system without locks" in caplog.text
 
 
-def _dataset(**splits):
+def _split(**arrays):
     images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1], np.int32)
-    split = data.Split(images, labels, np.arange(4, dtype=np.int32))
+    return data.Split(images, labels, np.arange(4, dtype=np.int32))._replace(**arrays)
+
+
+def _dataset(**splits):
+    split = _split()
     given = {"train": split, "validation": split, "test": split, "classes": ("a", "b"), **splits}
     return data.Dataset(name="mine", remark="", **given)
 
@@ -182,6 +186,27 @@ def _dataset(**splits):
         (dict(test=_dataset().test.take(slice(0))), "test images of mine: expected one or more"),
         (dict(test=_dataset().test.take(np.array([0, 0, 1]))), "got 3 with 2 indices"),
         (dict(validation=_dataset().test.take(slice(0))), "data.validation: 4 images are to be held out, and mine"),
+        (dict(classes=2), "classes of mine: expected their names, as ('cat', 'dog'); got 2"),
+        (dict(classes="ab"), "classes of mine: expected their names, as ('cat', 'dog'); got 'ab'"),
+        (
+            dict(train=_split(labels=np.zeros(4, np.float32))),
+            "train labels of mine: expected whole numbers (N,); got float32 (4,): labels.astype(np.int32)",
+        ),
+        (
+            dict(test=_split(labels=np.eye(4, 2, dtype=np.int32))),
+            "test labels of mine: expected whole numbers (N,); got int32 (4, 2): labels.argmax(-1)",
+        ),
+        (dict(train=_split(labels=[0, 1, 0, 1])), "train labels of mine: expected whole numbers (N,); got a list"),
+        (dict(train=_split(images=[[0]] * 4)), "train images of mine: expected uint8 (N, 8, 8, 3); got a list"),
+        (dict(train=_split(labels=np.array([0, 2, 0, 1]))), "train labels of mine: expected 0 to 1"),
+        (
+            dict(train=_split(images=np.zeros((4, 8, 8, 3), np.float32))),
+            "got float32 (4, 8, 8, 3): (255 * images).round().astype(np.uint8) of what is in [0, 1]",
+        ),
+        (
+            dict(train=_split(images=np.zeros((3, 8, 8, 3), np.uint8))),
+            "train of mine: expected a label and an index for each image; got 3 images, 4 labels, 4 indices",
+        ),
     ],
 )
 def test_data_that_would_stop_the_run_later_is_refused_at_once(wrong, expected):

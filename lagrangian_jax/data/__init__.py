@@ -45,4 +45,8 @@ def load(config: Any) -> Dataset:
     """
     if config.name not in DATASETS:
         raise unknown("data set", config.name, DATASETS)
-    return DATASETS[config.name](config)
+    dataset = DATASETS[config.name](config)
+    if not isinstance(dataset, Dataset):
+        found = type(dataset).__name__
+        raise DataError(f"data set {config.name!r}: expected its function to return a data.Dataset; got a {found}")
+    return dataset

@@ -87,6 +87,8 @@ def hold_out(labels: np.ndarray, count: int, seed: int = SEED) -> tuple[np.ndarr
     >>> len(kept), len(held), sorted(int(row >= 4) for row in held)
     (6, 2, [0, 1])
     """
+    if np.ndim(labels) != 1:
+        raise DataError(f"labels: expected (N,), a class's number each; got {np.shape(labels)}")
     if not 0 <= count <= len(labels):
         raise DataError(f"count: expected 0 to {len(labels)} images to hold out, got {count}")
     rng = np.random.default_rng(seed)
