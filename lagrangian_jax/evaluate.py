@@ -48,7 +48,7 @@ def _evaluate_weights(config: ConfigDict, workdir: pathlib.Path, weights: pathli
         same_network(weights, "--weights", config)
     file = weights_file(weights, "--weights")
     parallel.start()
-    dataset = data.load(config.data)
+    dataset = data.load(ConfigDict({**config.data, "validation": 0}))  # where nothing is trained, none is held out
     with configuration.usage():
         check_evaluation(config, dataset)
     network = build_network(config, len(dataset.classes))

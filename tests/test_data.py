@@ -387,7 +387,8 @@ def test_newest_version(tmp_path):
 
 @pytest.mark.parametrize("validation", [-1, 1437, 1438])
 def test_validation_that_leaves_nothing_to_train_on(validation):
-    with pytest.raises(data.DataError, match=rf"^data\.validation: expected 0 to 1436 .*got {validation}$"):
+    expected = rf"^data\.validation: expected 0 to 1436 .*, got {validation}; set --config\.data\.validation=N$"
+    with pytest.raises(data.DataError, match=expected):
         data.load(SimpleNamespace(name="digits", validation=validation))
 
 

@@ -156,7 +156,8 @@ def test_autoattack_on_weights_from_pytorch_leaves_robustbenchs_entry(tiny, tmp_
 def test_an_evaluation_that_cannot_run_claims_no_work_directory(tmp_path, capfd):
     (tmp_path / "weights.pt").touch()
     arguments = ["--config=digits", f"--weights={tmp_path / 'weights.pt'}", f"--workdir={tmp_path / 'run'}"]
-    assert evaluate.main([*arguments, "--config.evaluation.batch_size=0"]) == 2
+    # It needs no images for validation, so that it is not about them.
+    assert evaluate.main([*arguments, "--config.evaluation.batch_size=0", "--config.data.validation=99999"]) == 2
     assert "evaluation.batch_size: expected 1 or more; got 0" in capfd.readouterr().err
     assert evaluate.main([*arguments, "--config.evaluation.lpips_alexnet=nowhere.npz"]) == 2
     assert "evaluation.lpips_alexnet: no such file: nowhere.npz" in capfd.readouterr().err

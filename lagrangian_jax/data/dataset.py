@@ -107,7 +107,7 @@ def divide(train: Any, test: Any, validation: int) -> dict[str, Any]:
     if validation and not 0 <= validation < len(train.labels):
         raise DataError(
             f"data.validation: expected 0 to {len(train.labels) - 1} of the {len(train.labels)} training images, "
-            f"got {validation}"
+            f"got {validation}; set --config.data.validation=N"
         )
     kept, held = hold_out(train.labels, validation)
     return {"train": train.take(kept), "validation": train.take(held), "test": test}
