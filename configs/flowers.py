@@ -4,9 +4,10 @@
 
 ``FOLDER/<class>/*.jpg``; a fixed stratified fifth of the images is the test set, since the paper names no split. It
 compares its method with PGD training in linf and l2, whose bounds it does not tell: those of configs/imagenet100.py.
+Nothing is selected, so nothing is held out.
 
 Presets, after the method: ``configs/flowers.py:lagrangian,slim``
-  early_stopping  the epoch of best robust accuracy on held-out training images
+  early_stopping  the epoch of best robust accuracy on 1,000 held-out training images
   slim            width 16 at 64 pixels and a few epochs, for a CPU
   smoke           a few steps on a tiny network
 """
@@ -45,7 +46,6 @@ def small_smoke(config: ConfigDict) -> None:
 def get_config(options: str = "") -> ConfigDict:
     config = base("imagenet100")
     config.data.name = "flowers"
-    config.data.validation = 256
     config.data.workers = 2
     config.network.name = "resnet18"
     config.train.log_steps = 10

@@ -106,6 +106,14 @@ def test_the_comparison_on_three_classes_is_that_of_all_ten_but_for_the_data(nam
     assert (three.evaluation.examples, three.train.epochs) == (1000, 4)
 
 
+def test_images_are_held_out_only_to_choose_a_checkpoint():
+    for name, options in (("cifar10", ""), ("imagenet100", ""), ("flowers", ""), ("flowers", "pgd_l2,slim")):
+        config = configuration.load(f"{name}:{options}")
+        assert (config.data.validation, config.evaluation.checkpoint) == (0, "last"), (name, options)
+    config = configuration.load("flowers:early_stopping")
+    assert (config.data.validation, config.evaluation.checkpoint) == (1000, "best")
+
+
 def _parse(*arguments):
     return configuration.parse(arguments, argparse.ArgumentParser())[1]
 
