@@ -47,7 +47,7 @@ class TestCreate:
             lj.attacks.create("pgd_l3")
 
     def test_unknown_parameter(self):
-        with pytest.raises(ValueError, match=r"parameter of attack 'pgd_linf': 'epsilon'\. Valid: bound, steps"):
+        with pytest.raises(ValueError, match=r"'pgd_linf': 'epsilon'; did you mean 'bound'\? Valid: bound, steps"):
             lj.attacks.create("pgd_linf", epsilon=0.1)
         with pytest.raises(
             ValueError, match=r"parameter of attack 'lagrangian': 'multipler'; did you mean 'multiplier'\?"

@@ -568,7 +568,7 @@ def test_keys_may_be_seeds_or_of_either_kind(examples, reference):
         (dict(suite=["none"]), "suite: expected a name"),
         (dict(suite=[Row("none"), Row("none")]), "a name of its own; repeated: none"),
         (dict(suite=[Row("none", column="x"), Row("fgsm", column="x")]), "a column is of one row.* repeated: x"),
-        (dict(suite=[Row("x", "no_such_attack")]), "row 'x' needs the attack 'no_such_attack'"),
+        (dict(suite=[Row("x", "no_such_attack")]), "unknown attack of row 'x' in the suite: 'no_such_attack'"),
         (dict(suite=[Row("none"), Row("fgsm", parameters={"bond": 1})]), "'bond'; did you mean 'bound'"),
         (dict(mesh=jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))), "mesh: expected one axis, 'data'"),
         (dict(variables=np.zeros((5, 48, 1), np.float32)), "logits_fn: expected logits of shape"),

@@ -117,7 +117,7 @@ def test_errors_name_what_is_valid():
         lj.models.create("wide_resnet28_10", widen_facto=2)
     with pytest.raises(ValueError, match=r"unknown parameter of network 'resnet18': 'stages'"):
         lj.models.create("resnet18", stages=(1,))
-    with pytest.raises(ValueError, match=r"unknown normalisation 'cifar'; did you mean 'cifar10'\?"):
+    with pytest.raises(ValueError, match=r"unknown normalisation 'cifar'; did you mean 'cifar10' or 'cifar100'\?"):
         lj.models.create("resnet18", normalisation="cifar")
     with pytest.raises(ValueError, match="normalisation='half' or mean and std, not both"):
         lj.models.create("resnet18", normalisation="half", mean=(0.5,) * 3)

@@ -27,6 +27,7 @@ from lagrangian_jax.evaluation.programs import Programs
 from lagrangian_jax.evaluation.result import Result
 from lagrangian_jax.evaluation.suites import Row
 from lagrangian_jax.evaluation.work import Progress, Work
+from lagrangian_jax.names import unknown
 from lagrangian_jax.parallel import AXIS
 
 _IMPLEMENTATION = "threefry2x32"
@@ -233,9 +234,7 @@ def _batch(asked: int | None, examples: Examples, mesh: Mesh) -> int:
 def configured(row: Row, given: Mapping[str, Any]) -> Attack:
     """The attack of a row; ``given``: a distance, or the path of its weights, by name."""
     if row.attack not in attacks.names():
-        raise ValueError(
-            f"suite: row {row.name!r} needs the attack {row.attack!r}; there are {', '.join(attacks.names())}"
-        )
+        raise unknown(f"attack of row {row.name!r} in the suite:", row.attack, attacks.names())
     parameters = dict(row.parameters)
     distance = parameters.get("distance")
     if isinstance(distance, str):
