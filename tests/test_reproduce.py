@@ -167,6 +167,7 @@ def test_every_network_has_a_configuration(preset):
         (["table1", "--use=cifar10-lagrangain=runs/cifar10"], "did you mean 'cifar10-lagrangian'"),
         (["table1", "--use=cifar10-trades=nowhere"], "nowhere holds no trained network"),
         (["table1", "--methods=tradse"], "did you mean 'trades'"),
+        (["table1", "--methods=lagrangian,pgd_l2"], "by spaces, --methods='lagrangian pgd_l2'; got"),
         (["table5", "--methods=jpeg"], "table5 is of lagrangian, msd, pat, pgd_l2, pgd_linf; got 'jpeg'"),
         (["f2b", "--methods=pgd_l2"], "f2b is of lagrangian; got 'pgd_l2'"),
         (["figure2", "--flowers.train.epochs=3"], "concerns no network that is asked for; they are of cifar10"),

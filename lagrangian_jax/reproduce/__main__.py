@@ -59,6 +59,9 @@ def prepare(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str], 
     every = {work.network.name: work.network for experiment in EXPERIMENTS.values() for work in experiment.work}
     known = sorted({network.method for network in every.values()})
     if strange := set(methods) - set(known):
+        parts = " ".join(methods).replace(",", " ")
+        if set(parts.split()) <= set(known):  # a comma stands within some names
+            raise ValueError(f"--methods: separate them by spaces, --methods='{parts}'; got {arguments.methods!r}")
         raise unknown("method", min(strange), known)
     used = dict(_elsewhere(given, every) for given in arguments.use)
     overrides = networks.read_overrides(rest)
