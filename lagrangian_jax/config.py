@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lagrangian_jax import data, methods, models, parallel
+from lagrangian_jax.evaluation import suites
 from lagrangian_jax.names import UsageError, unknown
 from lagrangian_jax.signals import Interrupted, sigterm_raises
 
@@ -200,7 +201,14 @@ def parse(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[argpars
     Raises:
       UsageError: an unknown file, option, field or value; one line that names the nearest valid one.
     """
-    parser.add_argument("--config", default="digits", help="a file, or the name of a packaged one; FILE:method,preset")
+    named = "FILE:METHOD,PRESET of a file or the name of a packaged one; 'digits' by default"
+    parser.add_argument("--config", default="digits", help=named)
+    parser.epilog = (
+        "Any field of the configuration is set as --config.FIELD=VALUE, as --config.train.epochs=10. "
+        f"Configurations: {', '.join(names())}. Methods: {', '.join(methods.names())}; the docstring of a "
+        f"configuration's file, in {packaged()}, says which it takes, and which presets. "
+        f"Suites, as --config.evaluation.suite=lp: {', '.join(suites.names())}."
+    )
     arguments, rest = parser.parse_known_args(argv)
     overrides = []
     for argument in rest:
@@ -223,8 +231,7 @@ def load(spec: str) -> ConfigDict:
     if not path.suffix and not path.is_file():  # a folder may have the name of a packaged one
         path = packaged() / f"{name}.py"
     if not path.is_file():
-        known = sorted(p.stem for p in packaged().glob("*.py") if p.stem != "__init__")
-        raise unknown("configuration", name, known, like=path.stem)
+        raise unknown("configuration", name, names(), like=path.stem)
     if path.suffix != ".py":
         raise ValueError(f"{name}: expected a Python file that defines get_config(options)")
     spec_of_file = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
@@ -286,6 +293,11 @@ def packaged() -> pathlib.Path:
     beside = pathlib.Path(__file__).resolve().parent
     installed = beside / "configs"
     return installed if installed.is_dir() else beside.parent / "configs"
+
+
+def names() -> list[str]:
+    """The configurations that come with the package."""
+    return sorted(path.stem for path in packaged().glob("*.py") if path.stem != "__init__")
 
 
 def set_field(config: ConfigDict, field: str, text: str) -> None:

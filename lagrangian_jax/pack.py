@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m lagrangian_jax.pack", description=__doc__.splitlines()[0])
     parser.add_argument("source", type=pathlib.Path, help="a work directory; with --unpack a folder of packed files")
     parser.add_argument("target", type=pathlib.Path, help="a folder that is not there yet")
-    parser.add_argument("--unpack", action="store_true")
+    parser.add_argument("--unpack", action="store_true", help="unpacks source into target, a work directory")
     arguments = parser.parse_args(argv)
     return configuration.guarded(unpack if arguments.unpack else pack, arguments.source, arguments.target)
 

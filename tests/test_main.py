@@ -9,8 +9,9 @@ import signal
 import numpy as np
 import pytest
 
-from lagrangian_jax import build, data, evaluate, main
+from lagrangian_jax import build, data, evaluate, main, pack
 from lagrangian_jax import config as configuration
+from lagrangian_jax.reproduce import __main__ as reproduce
 from lagrangian_jax.workdir import open_workdir
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
@@ -135,6 +136,23 @@ def test_wrong_values_are_one_line(capfd, tmp_path, field, expected):
     assert expected in error
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("door", "expected"),
+    [
+        (main, ["--config.FIELD=VALUE", "'digits' by default", "threshold_linf", "imagenet100", "cifar10_table1"]),
+        (evaluate, ["--config.FIELD=VALUE", "'digits' by default", "threshold_linf", "imagenet100", "cifar10_table1"]),
+        (reproduce, ["--CONFIGURATION.FIELD=VALUE", "--cifar10.train.epochs=10"]),
+        (pack, ["--unpack unpacks source into target"]),
+    ],
+)
+def test_help_tells_what_else_can_be_given(capsys, door, expected):
+    with pytest.raises(SystemExit):
+        door.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for part in expected:
+        assert part in text, part
 
 
 def test_a_folder_may_have_the_name_of_a_configuration(tmp_path, monkeypatch):

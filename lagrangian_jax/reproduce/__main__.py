@@ -21,7 +21,11 @@ from lagrangian_jax.names import unknown
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lagrangian_jax.reproduce", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m lagrangian_jax.reproduce",
+        description=__doc__.splitlines()[0],
+        epilog="Fields of a configuration are set as --CONFIGURATION.FIELD=VALUE, as --cifar10.train.epochs=10.",
+    )
     parser.add_argument("name", help="table1 ... table7, f2b, figure2 ... figure5, figure8, figure9, or all")
     parser.add_argument("--workdir", required=True, type=configuration.path, help="where networks and results are kept")
     parser.add_argument("--preset", default="paper", help="paper, fast, slim, comparison or quick")

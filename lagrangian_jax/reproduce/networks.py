@@ -87,7 +87,7 @@ def read_overrides(arguments: Sequence[str]) -> dict[str, list[tuple[str, str]]]
     >>> read_overrides(["--cifar10.train.epochs=10"])
     {'cifar10': [('train.epochs', '10')]}
     """
-    known = sorted(path.stem for path in configuration.packaged().glob("*.py") if path.stem != "__init__")
+    known = configuration.names()
     overrides: dict[str, list[tuple[str, str]]] = {}
     for argument in arguments:
         name, dot, rest = argument.removeprefix("--").partition(".")
