@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +22,15 @@ from lagrangian_jax.names import UsageError
 
 log = logging.getLogger(__name__)
 
-# Where data is and how fast it is read may change between two sittings of the same run; results do not depend on it.
-FREE = (("data", "dir"), ("data", "workers"), ("evaluation", "batch_size"), ("evaluation", "lpips_alexnet"))
+# Where data is, how fast it is read and how often a line of metrics is written may change between two sittings of the
+# same run; results do not depend on it, beyond float rounding where more than one step is compiled into a program.
+FREE = (
+    ("data", "dir"),
+    ("data", "workers"),
+    ("train", "log_steps"),
+    ("evaluation", "batch_size"),
+    ("evaluation", "lpips_alexnet"),
+)
 
 
 @contextlib.contextmanager
@@ -67,8 +75,19 @@ def _claim(workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack
     elif different:
         raise UsageError(
             f"{workdir} belongs to another configuration: {'; '.join(different)}. "
-            "Give another --workdir, or the configuration it was made with."
+            f"Give another --workdir, or the configuration it was made with.{_without_training(workdir, different)}"
         )
+
+
+def _without_training(workdir: pathlib.Path, different: list[str]) -> str:
+    """The command that attacks a trained network with other settings, where nothing else differs."""
+    attacks_alone = all(line.startswith("evaluation.") and "evaluation.checkpoint:" not in line for line in different)
+    if not attacks_alone or not (workdir / "weights.safetensors").is_file():
+        return ""
+    return (
+        " To attack the trained network with other settings: python -m lagrangian_jax.evaluate "
+        f"--weights={shlex.quote(str(workdir))} --config=... --suite=... --workdir=ANOTHER"
+    )
 
 
 def made_with(workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -39,11 +39,12 @@ def test_whole_program(tmp_path, capfd):
     assert clean["total"] == 8
     # What was spent on it, and how, can be told from the results alone; where the data lay is left out.
     made_with = json.loads((tmp_path / "run" / "config.json").read_text())
-    for section in ("method", "train", "optimizer", "augmentation", "regularisation", "validation"):
+    for section in ("method", "optimizer", "augmentation", "regularisation", "validation"):
         assert results["configuration"][section] == made_with[section]
     assert results["configuration"]["method"] == {"name": "standard"}
     assert results["configuration"]["train"]["batch_size"] * results["training"]["steps"] == 128 * 2 * 2
     assert made_with["data"].keys() - results["configuration"]["data"].keys() == {"dir", "workers"}
+    assert results["configuration"]["train"] | {"log_steps": 2} == made_with["train"]
 
     # The other door, on the weights that the run left: the same rows.
     again = [*arguments[:-1], f"--weights={tmp_path / 'run'}", f"--workdir={tmp_path / 'again'}"]
@@ -80,6 +81,18 @@ def test_whole_program(tmp_path, capfd):
     assert code == 2
     assert "belongs to another configuration: seed: 0 there, 5 here" in error
     assert "Traceback" not in error
+    assert "lagrangian_jax.evaluate" not in error
+    # Other attacks need no training; another checkpoint would.
+    code, error = _main(capfd, *arguments, "--config.evaluation.suite=clean", "--config.evaluation.examples=4")
+    assert code == 2
+    assert "evaluation.examples: 8 there, 4 here; evaluation.suite: 'quick' there, 'clean' here." in error
+    command = f"lagrangian_jax.evaluate --weights={tmp_path / 'run'} --config=... --suite=... --workdir=ANOTHER"
+    assert f"To attack the trained network with other settings: python -m {command}" in error
+    assert len(error.strip().splitlines()) == 1
+    code, error = _main(capfd, *arguments, "--config.evaluation.checkpoint=best")
+    assert code == 2
+    assert "evaluation.checkpoint" in error
+    assert "lagrangian_jax.evaluate" not in error
     assert (tmp_path / "run" / "config.json").read_text() == before
 
 

@@ -27,7 +27,7 @@ from lagrangian_jax.monitor import Monitor
 from lagrangian_jax.signals import Interrupted
 from lagrangian_jax.step import Metrics
 from lagrangian_jax.train import Window, train
-from lagrangian_jax.workdir import same_data
+from lagrangian_jax.workdir import open_workdir, same_data
 
 TIMES = ("seconds", "images_per_second")
 
@@ -123,6 +123,21 @@ def _stop_at(monkeypatch, step):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Monitor, "progress", and_stop)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="where a program of other steps may round otherwise")
+def test_a_run_that_goes_on_with_other_lines_of_metrics_ends_the_same(whole, dataset, tmp_path, monkeypatch):
+    config = _config()
+    _stop_at(monkeypatch, 6)
+    with open_workdir(tmp_path, config), pytest.raises(Interrupted):
+        train(config, tmp_path, dataset)
+    monkeypatch.undo()
+    config = _config(**{"train.log_steps": "2"})
+    with open_workdir(tmp_path, config):
+        config.train.steps_per_call = 4  # as where programs are of many steps
+        again = train(config, tmp_path, dataset)
+    _assert_same(again, whole[0])
+    assert [line["step"] for line in _lines(tmp_path) if line["kind"] == "train"] == [3, 4, 8, 10, 12]
 
 
 @pytest.mark.parametrize("step", [2, 6, 8])
