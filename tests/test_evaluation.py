@@ -363,6 +363,79 @@ def test_an_array_closed_over_beside_the_variables_is_part_of_the_network(exampl
         evaluate(lambda v, x: network(v, x) * two, images, labels, **given)
 
 
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_constant_of_the_function_is_part_of_the_network(examples, tmp_path, unfinished):
+    """Its arrays do not tell: logits of the first images do."""
+    weights, images, labels = examples
+
+    def once(scale, stop=lambda: False):
+        def logits_fn(images):
+            return network(weights, (images - 0.5) / scale)
+
+        return evaluate(logits_fn, images, labels, suite=[ROWS[1]], batch_size=8, workdir=tmp_path, stop=stop)
+
+    whole = evaluate(lambda x: network(weights, (x - 0.5) / 0.25), images, labels, suite=[ROWS[1]], batch_size=8)
+    if unfinished:
+        with pytest.raises(Interrupted):
+            once(0.25, stop=lambda: True)
+    else:
+        once(0.25)
+    (path,) = (tmp_path / "evaluation").iterdir()
+    before = path.read_bytes()
+    for scale in (1.0, 0.26):
+        with pytest.raises(ValueError, match=r"belongs to another evaluation: .*logits .* differ by .* %.*directory"):
+            once(scale)
+        assert path.read_bytes() == before
+    arrays, about = files.read(before)
+    del arrays["logits"]  # as older versions wrote it
+    files.write(path, arrays, about)
+    assert_same(once(0.25), whole)
+
+
+@pytest.mark.parametrize(
+    ("factor", "same_device", "dtype", "fits"),
+    [
+        (1.0001, True, np.float32, True),
+        (1.02, True, np.float32, False),
+        (1.02, False, np.float32, True),  # a TPU rounds what is multiplied to 8 bits
+        (1.02, True, jnp.bfloat16, True),
+        (1.2, False, np.float32, False),
+        (1.2, True, jnp.bfloat16, False),
+    ],
+)
+def test_rounding_makes_no_other_network(examples, tmp_path, monkeypatch, factor, same_device, dtype, fits):
+    weights, images, labels = examples
+
+    def once(factor):
+        def logits_fn(variables, images):
+            return factor * network(variables.astype(dtype), images.astype(dtype)).astype(np.float32)
+
+        return evaluate(logits_fn, images, labels, variables=weights, suite=[ROWS[0]], workdir=tmp_path)
+
+    with monkeypatch.context() as there:
+        if not same_device:
+            there.setattr(runner, "device", lambda mesh: {"platform": "tpu"})
+        once(1.0)
+    if fits:
+        once(factor)
+    else:
+        with pytest.raises(ValueError, match="belongs to another evaluation"):
+            once(factor)
+
+
+def test_logits_are_compared_beside_masked_classes_and_what_is_no_number():
+    there = np.array([[1.0, -2.0, -1e9, -np.inf], [3.0, 0.5, -1e9, -np.inf]], np.float32)
+    assert files.apart(there, there) == 0
+    assert files.apart(there, there * 2) > 0.05
+    here = there.copy()
+    here[:, :2] *= 1.1
+    assert files.apart(there, here) == pytest.approx(0.1, rel=1e-3)
+    assert files.apart(there, np.where(there < -1e6, 0, there)) == np.inf
+    assert files.apart(there[:, :2], np.full((2, 2), np.nan)) == np.inf
+    assert files.apart(np.zeros((2, 2)), np.zeros((2, 2))) == 0
+    assert files.apart(np.zeros((2, 2)), np.ones((2, 2))) == np.inf
+
+
 def test_similarity_is_that_of_the_images_and_of_older_rows_not_known(tmp_path):
     images = np.random.default_rng(0).uniform(size=(11, 12, 13, 3)).astype(np.float32)
     labels = np.zeros(11, int)

@@ -21,6 +21,7 @@ class Examples:
       labels: (N,) int32.
       index: (N,) int64.
       classes: of the network.
+      logits: of the first images, (n, K).
 
     Raises:
       ValueError: names the argument, what was given and what is valid.
@@ -47,7 +48,8 @@ class Examples:
             raise ValueError("index: expected distinct values from 0 to 2**32 - 1")
         self.count, self.images = count, images
         self.labels, self.index = labels.astype(np.int32), index.astype(np.int64)
-        check_inputs(logits_fn, self.floats(slice(0, 1)), np.zeros(1, np.int32))
+        few = self.floats(slice(0, 4))
+        self.logits = np.asarray(check_inputs(logits_fn, few, np.zeros(len(few), np.int32))[2], np.float32)
         self.classes = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)).shape[1]
         if labels.min() < 0 or labels.max() >= self.classes:
             raise ValueError(f"labels: expected values in [0, {self.classes}), got {labels.min()} to {labels.max()}")

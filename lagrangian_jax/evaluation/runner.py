@@ -18,7 +18,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 import lagrangian_jax
-from lagrangian_jax import attacks
+from lagrangian_jax import attacks, parallel
 from lagrangian_jax import distances as distances_module
 from lagrangian_jax.attacks import Attack
 from lagrangian_jax.evaluation import files, suites
@@ -70,8 +70,9 @@ def run(
       distances: for rows whose parameter ``distance`` is a name: a distance, or the path of its weights, by that name.
         Others come from `lagrangian_jax.distances.create`.
       workdir: where ``evaluation/<row>.npz`` is kept; what is there, from the same network, data, key and parameters,
-        is not computed again. A network is known by its arrays: one that computes something else with the same arrays
-        (in another precision, with another activation) needs a directory of its own. None: nothing is written.
+        is not computed again. A network is known by its arrays and, up to rounding, by its logits of the first
+        images: one that differs in its gradient or its precision alone needs a directory of its own. None: nothing is
+        written.
       mesh: one axis, "data"; by default all devices.
       progress: called as ``progress(row's name, examples done, of how many)``.
       stop: asked after every batch of examples; once it says yes, in any process, what is done is kept and
@@ -111,18 +112,22 @@ def run(
     if folder is not None and jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
 
+    image = jax.ShapeDtypeStruct((1, *examples.images.shape[1:]), jnp.float32)
+    computed = files.programs(logits_fn, *weights, image)
     identity = {
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "examples": examples.count,
         "data": examples.digest(),
-        **_network_digests(logits_fn, weights, examples),
+        **_network_digests(computed, weights),
     }
+    logits = parallel.gather({"logits": examples.logits})[0]["logits"]  # all processes must come to one judgement
+    sample = files.Sample(logits, files.coarse(computed))
     programs = Programs(logits_fn, weights, mesh, examples.classes, jax.random.key_impl(key))
     batch = _batch(batch_size, examples, mesh)
     works, sitting = [], {"versions": versions(), "device": device(mesh)}
     for row, attack in attacks_of_rows:
         known_by = identity | _distance_digest(attack, examples)
-        work = Work(row, attack, examples, known_by, sitting, folder, keep_pictures)
+        work = Work(row, attack, examples, known_by, sample, sitting, folder, keep_pictures)
         if not work.finished:
             if attack.name == "autoattack" and not work.begun:
                 work.note(_self_checks(attack, key, network, examples))
@@ -244,10 +249,9 @@ def configured(row: Row, given: Mapping[str, Any]) -> Attack:
     return attacks.create(row.attack, **parameters)
 
 
-def _network_digests(logits_fn: Callable[..., Array], weights: tuple[Any, ...], examples: Examples) -> dict[str, str]:
+def _network_digests(computed: list[Any], weights: tuple[Any, ...]) -> dict[str, str]:
     """Hashes of what the network computes with: its variables, and what it closes over beside or instead of them."""
-    image = jax.ShapeDtypeStruct((1, *examples.images.shape[1:]), jnp.float32)
-    leaves, closed_over = jax.tree.leaves(weights), files.closure(logits_fn, *weights, image)
+    leaves, closed_over = jax.tree.leaves(weights), files.closure(computed)
     constants = {"constants": files.digest(*closed_over)} if leaves and closed_over else {}
     return {"network": files.digest(*(leaves or closed_over)), **constants}
 
@@ -257,7 +261,7 @@ def _distance_digest(attack: Attack, examples: Examples) -> dict[str, str]:
     if distance is None:
         return {}
     image = jax.ShapeDtypeStruct((1, *examples.images.shape[1:]), jnp.float32)
-    return {"distance": files.digest(*files.closure(distance, image, image))}
+    return {"distance": files.digest(*files.closure(files.programs(distance, image, image)))}
 
 
 def _self_checks(attack: Attack, key: Array, network: Callable[[Array], Array], examples: Examples) -> list[str]:

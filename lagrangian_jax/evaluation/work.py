@@ -41,6 +41,7 @@ class Work:
         attack: Attack,
         examples: Examples,
         identity: Mapping[str, Any],
+        sample: files.Sample,
         sitting: Mapping[str, Any],
         folder: Path | None,
         pictures: int,
@@ -50,6 +51,7 @@ class Work:
         self._path = None if folder is None else folder / f"{row.name}.npz"
         self._unfinished = None if folder is None else folder / f".{row.name}.unfinished"
         self._notes: list[str] = []
+        self._coarse = sample.coarse
         self._sitting = plain(sitting)  # versions and device: results do not depend on them, but for rounding
         self._sittings: list[Any] = []  # those that did a part of what there is
         self._first = 0 if attack.survivors else 1  # of `attacks.Standing.passed`
@@ -62,6 +64,7 @@ class Work:
             "linf": np.zeros(count, np.float32),
             "ssim": np.full(count, np.nan, np.float32),
             "pictures": np.zeros((pictures, *examples.images.shape[1:]), np.float32),
+            "logits": sample.logits,  # of the sitting that began: those that come later may not drift away
             # Sums over examples: forward passes, gradients, whether these are bounds, and examples that each stage saw.
             "costs": np.zeros(3 + len(attack.stages)),
             "seconds": np.zeros(2),  # running, compiling
@@ -294,16 +297,25 @@ class Work:
         since = plain(attacks.parameters(self.row.attack))  # what an attack got since then was at its default
         differ = files.differences({**there, "parameters": since | there["parameters"]}, self.fingerprint)
         differ += files.differences(about["version"], files.VERSION, "version of the file")
+        differ += self._other_logits(arrays, about) if not differ else []
         if differ:
             raise ValueError(
                 f"{path} belongs to another evaluation: {'; '.join(differ)}. Nothing was overwritten; choose another "
                 "work directory, or delete this file to have it computed again"
             )
-        arrays.setdefault("ssim", self._state["ssim"])  # older files have none
+        for name in ("ssim", "logits"):  # older files have none
+            arrays.setdefault(name, self._state[name])
         for name, value in self._state.items():
             if name != "pictures" and arrays[name].shape != value.shape:
                 raise files.Damaged(f"{name} has shape {arrays[name].shape}, expected {value.shape}")
         return arrays
+
+    def _other_logits(self, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> list[str]:
+        """That the network computes something else with the same arrays."""
+        alike = about.get("sittings", [])[:1] == [self._sitting] and not self._coarse
+        apart = files.apart(arrays.get("logits", self._state["logits"]), self._state["logits"])
+        known = apart <= (files.ROUNDING if alike else files.COARSE_ROUNDING)
+        return [] if known else [f"the network's logits of the first images differ by {100 * apart:.2g} %"]
 
 
 def _norms(perturbations: np.ndarray) -> dict[str, np.ndarray]:
