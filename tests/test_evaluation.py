@@ -594,6 +594,25 @@ def test_the_batch_is_halved_when_memory_runs_out(examples, tmp_path, monkeypatc
     assert run(examples, [row], workdir=tmp_path).failures == result.failures
 
 
+def test_the_next_attack_gets_the_whole_batch_again(examples, monkeypatch):
+    staged = Row("other", RESTARTS.attack, RESTARTS.parameters)
+    whole = run(examples, [RESTARTS, staged, ROWS[2]])
+    compile_ = programs.Programs._program
+    first = []  # the stages of the first row, whose programs are large
+
+    def small(self, function, keys, images, labels, arguments):
+        if function is not programs._unchanged and function in [*first, function][:1]:
+            first[:] = [function]
+            if len(images) > 3:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+        return compile_(self, function, keys, images, labels, arguments)
+
+    monkeypatch.setattr(programs.Programs, "_program", small)
+    result = run(examples, [RESTARTS, staged, ROWS[2]])
+    assert_same(result, whole, exact=False)
+    assert result.failures == ("again: a batch of 8 did not fit into the device's memory; it went on with 2",)
+
+
 def test_other_errors_of_the_runtime_are_raised(examples, monkeypatch):
     def broken(*arguments):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")

@@ -22,7 +22,7 @@ class Programs:
 
     Attributes:
       compile_seconds: spent on tracing and compiling so far.
-      largest: the largest batch that fits, once one did not; None before.
+      largest: the largest batch of this attack that fits, once one did not; None before.
     """
 
     def __init__(
@@ -80,7 +80,8 @@ class Programs:
         return found
 
     def forget(self) -> None:
-        """Drops the programs of an attack that has ended; keeps the one that predicts."""
+        """Drops the programs of an attack that has ended, and what memory held of it; keeps the one that predicts."""
+        self.largest = None
         self._compiled = {key: program for key, program in self._compiled.items() if key[0] is _unchanged}
 
     def rounded(self, size: int) -> int:
