@@ -238,7 +238,7 @@ def test_autoattack_is_checked_first(examples):
     assert len(saturated["autoattack"].stages) == len(lj.attacks.create("autoattack", **rows[0].parameters).stages)
 
 
-def test_a_suite_goes_on_without_a_row_that_has_no_weights(monkeypatch):
+def test_a_suite_goes_on_without_a_row_that_has_no_weights(monkeypatch, caplog):
     def no_weights(name, **parameters):
         raise FileNotFoundError(f"no weights for {name}")
 
@@ -250,7 +250,11 @@ def test_a_suite_goes_on_without_a_row_that_has_no_weights(monkeypatch):
     def logits_fn(images):
         return images.mean((1, 2))
 
-    result = lj.evaluation.run(logits_fn, images, labels, suite="with_lpa")
+    told = []
+    result = lj.evaluation.run(
+        logits_fn, images, labels, suite="with_lpa", progress=lambda *_: told.append(caplog.messages.copy())
+    )
+    assert told[0] == ["lpa: left out, no weights for lpips"]  # before the first attack takes time
     assert [attack.name for attack in result.attacks] == ["none"]
     assert result.failures == ("lpa: left out, no weights for lpips",)
     with pytest.raises(FileNotFoundError, match="no weights for lpips"):

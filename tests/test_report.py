@@ -35,7 +35,8 @@ def workdir(tmp_path_factory):
 
 
 def test_terminal_table(workdir):
-    lines = report.write(workdir).splitlines()
+    *lines, between, note = report.write(workdir).splitlines()
+    assert (between, note) == ("", "note: attack lpa: out of memory, batch halved to 64")
     assert len({len(line) for line in lines[1:12]}) == 1, "columns are not aligned"
     assert lines[0].split() == ["Attack", "Correct", "Accuracy", "95%", "interval", "Mean", "l2", "Seconds"]
     assert lines[5] == "PGD l2, 1.0           512/1000     51.20  48.10 to 54.29    1.000     12.6"

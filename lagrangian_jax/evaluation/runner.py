@@ -5,6 +5,7 @@ the processes or the other attacks. So a killed evaluation goes on where it was,
 """
 
 import importlib.metadata
+import logging
 import platform
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ from lagrangian_jax.evaluation.suites import Row
 from lagrangian_jax.evaluation.work import Progress, Work
 from lagrangian_jax.names import unknown
 from lagrangian_jax.parallel import AXIS
+
+log = logging.getLogger(__name__)
 
 _IMPLEMENTATION = "threefry2x32"
 
@@ -109,8 +112,11 @@ def run(
     examples = Examples(network, images, labels, index)
     attacks_of_rows, left_out = ready(suite, distances or {}, examples.images.shape[1:], examples.classes)
     folder = None if workdir is None else Path(workdir) / "evaluation"
-    if folder is not None and jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        for note in left_out:
+            log.warning("%s", note)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
 
     image = jax.ShapeDtypeStruct((1, *examples.images.shape[1:]), jnp.float32)
     computed = files.programs(logits_fn, *weights, image)

@@ -76,7 +76,7 @@ def attacks(run: Run) -> Table:
 
 
 def terminal(run: Run) -> str:
-    """What the command line ends with: a line an attack, the means and the worst case."""
+    """What the command line ends with: a line an attack, the means and the worst case, what is noteworthy."""
     full = attacks(run)
     shown = [name for name in ("Attack", "Correct", "Accuracy", "95% interval", "Mean l2", "Seconds")]
     chosen = [full.header.index(name) for name in shown if name in full.header]
@@ -88,7 +88,10 @@ def terminal(run: Run) -> str:
     for name, value in run_means(run).items():
         if value is not None:
             rows.append([name, "", percent(value), *[""] * (len(chosen) - 3)])
-    return Table([full.header[column] for column in chosen], rows).text() if rows else "No attack was evaluated."
+    notes = [f"note: {note}" for note in run.notes]
+    if not rows:
+        return "\n".join(["No attack was evaluated.", *notes])
+    return Table([full.header[column] for column in chosen], rows, notes=notes).text()
 
 
 def compare(runs: Sequence[Run]) -> Table:
