@@ -40,7 +40,14 @@ def _evaluate_weights(config: ConfigDict, workdir: pathlib.Path, weights: pathli
     from lagrangian_jax import data, evaluation, interop, parallel
     from lagrangian_jax.build import build_network, check_evaluation
     from lagrangian_jax.harness import evaluate
-    from lagrangian_jax.workdir import made_with, open_workdir, same_network, summary_of_training, weights_file
+    from lagrangian_jax.workdir import (
+        made_with,
+        open_workdir,
+        other_images,
+        same_network,
+        summary_of_training,
+        weights_file,
+    )
 
     trained_with = made_with(weights)
     with configuration.usage():
@@ -54,8 +61,9 @@ def _evaluate_weights(config: ConfigDict, workdir: pathlib.Path, weights: pathli
     network = build_network(config, len(dataset.classes))
     size = config.data.image_size
     variables = interop.load(file, network, (size, size, 3))
+    notes = other_images(weights, config, dataset)
     with open_workdir(workdir, config):
-        evaluate(config, workdir, dataset, variables, summary_of_training(weights), trained_with)
+        evaluate(config, workdir, dataset, variables, summary_of_training(weights), trained_with, notes)
 
 
 if __name__ == "__main__":

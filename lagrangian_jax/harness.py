@@ -28,6 +28,7 @@ def evaluate(
     variables: Any,
     training: dict[str, Any] | None,
     trained_with: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Runs the configured suite on the test set, writes ``results.json`` and the report, prints the table.
 
@@ -38,11 +39,16 @@ def evaluate(
       variables: weights of the configured network.
       training: the summary of the training run, or None.
       trained_with: the plain configuration of the training run, where it is another than ``config``.
+      notes: what a reader of the results must know of the weights; told at once, too.
     """
+    if jax.process_index() == 0:
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
     result = attack(config, workdir, dataset, variables, test_images(config, dataset), config.evaluation.suite)
     if jax.process_index() != 0:
         return
     results = to_json(result, config, dataset, training, trained_with)
+    results["failures"] = [*notes, *results["failures"]]
     write_whole(workdir / "results.json", json.dumps(results, indent=2) + "\n")
     info = interop.model_info(results)
     if info is not None:

@@ -122,6 +122,20 @@ def same_network(path: pathlib.Path, option: str, config: ConfigDict) -> None:
             )
 
 
+def other_images(path: pathlib.Path, config: ConfigDict, dataset: Dataset) -> list[str]:
+    """What a reader must know where weights are of the work directory of a run that held out other test images."""
+    here, there = config.data.name, ((made_with(path) or {}).get("data") or {}).get("name")
+    if there not in (None, here):
+        return [f"the network was trained on {there!r}, and these are the test images of {here!r}"]
+    began_with = _read(path / "data.json").get("test", {}) if (path / "data.json").is_file() else {}
+    if not _differing({"test": began_with}, {"test": _identity(dataset.test)}):
+        return []
+    return [
+        "the test images are not those that the training run held out: it may have been trained on some of them; "
+        "restore the images that it began with"
+    ]
+
+
 def summary_of_training(workdir: pathlib.Path) -> dict[str, Any] | None:
     """Of the training run whose work directory this is, from where its door or its evaluation has put it; else None."""
     if (workdir / "training.json").is_file():
@@ -143,9 +157,7 @@ def same_data(workdir: pathlib.Path, dataset: Dataset) -> None:
         if not path.exists():
             write_whole(path, json.dumps(here, indent=2) + "\n")
             return
-        there = _read(path)
-        known = {name: {key: here[name][key] for key in here[name].keys() & there[name].keys()} for name in there}
-        different = differences(known, there)  # those begun with older versions tell less
+        different = _differing(_read(path), here)
         if different:
             raise ValueError(
                 f"the images of {dataset.name} are not those that {workdir} began with: {'; '.join(different)}. "
@@ -153,6 +165,12 @@ def same_data(workdir: pathlib.Path, dataset: Dataset) -> None:
             )
 
     parallel.together(check)
+
+
+def _differing(there: dict[str, dict[str, Any]], here: dict[str, dict[str, Any]]) -> list[str]:
+    """What differs between notes of which images splits have; of those that older versions made, what they tell."""
+    known = {name: {key: here[name][key] for key in here[name].keys() & there[name].keys()} for name in there}
+    return differences(known, there)
 
 
 def _identity(split: Split | Source) -> dict[str, Any]:

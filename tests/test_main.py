@@ -1,18 +1,20 @@
 """The doors: the whole program, and what wrong usage ends in."""
 
+import argparse
 import json
 import os
 import pathlib
 import re
 import signal
 
+import jax
 import numpy as np
 import pytest
 
-from lagrangian_jax import build, data, evaluate, main, pack
+from lagrangian_jax import build, data, evaluate, interop, main, pack
 from lagrangian_jax import config as configuration
 from lagrangian_jax.reproduce import __main__ as reproduce
-from lagrangian_jax.workdir import open_workdir
+from lagrangian_jax.workdir import open_workdir, same_data
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 
@@ -94,6 +96,44 @@ def test_whole_program(tmp_path, capfd):
     assert "evaluation.checkpoint" in error
     assert "lagrangian_jax.evaluate" not in error
     assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+def test_other_test_images_than_those_that_a_run_held_out_are_noted(tmp_path, monkeypatch, capfd):
+    fields = ["--config=digits:standard,smoke", "--config.network.name=tiny", "--config.evaluation.examples=8"]
+    _, config = configuration.parse([*fields, "--config.evaluation.suite=clean"], argparse.ArgumentParser())
+    dataset, trained = data.load(config.data), tmp_path / "run"
+    with open_workdir(trained, config):
+        same_data(trained, dataset)
+    network = build.build_network(config, len(dataset.classes))
+    variables = network.init(jax.random.key(0), np.zeros((1, *dataset.test.images.shape[1:]), np.float32), train=False)
+    interop.save(trained / "weights.safetensors", network, variables)
+
+    def noted(name, *more):
+        workdir = tmp_path / name
+        arguments = [*fields, *more, "--suite=clean", f"--weights={trained}", f"--workdir={workdir}"]
+        assert evaluate.main(arguments) == 0
+        told = capfd.readouterr()
+        notes = json.loads((workdir / "results.json").read_text())["failures"]
+        for note in notes:  # before the attacks, and below the table
+            assert f"note: {note}" in told.err
+            assert f"note: {note}" in told.out
+        return notes
+
+    assert noted("same") == []
+    monkeypatch.setitem(data.DATASETS, "others", data.DATASETS["digits"])
+    assert noted("others", "--config.data.name=others") == [
+        "the network was trained on 'digits', and these are the test images of 'others'"
+    ]
+    there = json.loads((trained / "data.json").read_text())
+    there["test"]["digest"] = "0"  # as after a file was added to an own folder
+    (trained / "data.json").write_text(json.dumps(there))
+    assert noted("moved") == [
+        "the test images are not those that the training run held out: it may have been trained on some of them; "
+        "restore the images that it began with"
+    ]
+    del there["test"]  # as older versions wrote it
+    (trained / "data.json").write_text(json.dumps(there))
+    assert noted("older") == []
 
 
 @pytest.mark.parametrize(

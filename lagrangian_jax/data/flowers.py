@@ -36,7 +36,10 @@ class FolderSource:
 
 
 def load(config: Any) -> Dataset:
-    """A fifth of every class, the same in every run, is the test set (the paper does not say what its split was).
+    """A fifth of every class is the test set (the paper does not say what its split was).
+
+    It is the same in every run on the same files. A file that is added, removed or renamed divides them anew, so that
+    images which were trained on may be tested: a run's ``data.json`` tells.
 
     ``config.dir`` is the directory with the class folders; by default ``flowers`` in the directory of the TFDS data
     sets. All files are decoded once before anything is trained on them; the cache remembers that they are whole.
