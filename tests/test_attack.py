@@ -137,8 +137,14 @@ class TestInputs:
         ("change", "message"),
         [
             (lambda x, y: (x[0], y), r"images: expected shape \(B, H, W, C\), got \(4, 4, 3\)"),
-            (lambda x, y: ((x * 255).astype(np.uint8), y), r"images: expected float32 .* uint8 .* / 255"),
-            (lambda x, y: (x.astype(np.float64), y), "images: expected float32 .* got float64"),
+            (
+                lambda x, y: ((x * 255).astype(np.uint8), y),
+                r"images: expected float32 in \[0, 1\], got uint8; images.astype\('float32'\) / 255$",
+            ),
+            (
+                lambda x, y: (x.astype(np.float64), y),  # in [0, 1] already
+                r"images: expected float32 in \[0, 1\], got float64; images.astype\('float32'\)$",
+            ),
             (lambda x, y: (x * 255, y), r"images: expected values in \[0, 1\], got .* to 2"),
             (lambda x, y: (x - 0.5, y), r"images: expected values in \[0, 1\], got -0"),
             (lambda x, y: (np.where(x == x[0, 0, 0, 0], np.nan, x), y), "images: expected values .* nan"),
@@ -173,7 +179,7 @@ class TestInputs:
         [
             (lambda x, y: (x[0], y), r"images: expected shape \(B, H, W, C\), got \(4, 4, 3\)"),
             (lambda x, y: ((x * 255).astype(np.uint8), y), "images: expected float32 .* got uint8"),
-            (lambda x, y: (jnp.asarray(x, jnp.bfloat16), y), "images: expected float32 .* got bfloat16"),
+            (lambda x, y: (jnp.asarray(x, jnp.bfloat16), y), r"float32 .* got bfloat16; images.astype\('float32'\)\s"),
             (lambda x, y: (x, y[:, None]), r"labels: expected shape \(6,\) .* got \(6, 1\)"),
             (lambda x, y: (x, y.astype(np.float32)), "labels: expected integers, got float32"),
         ],

@@ -361,15 +361,18 @@ def check_types(images: Array | np.ndarray, labels: Array | np.ndarray) -> None:
     if images.ndim != 4:
         raise ValueError(f"images: expected shape (B, H, W, C), got {images.shape}")
     if images.dtype != np.float32:
-        raise ValueError(
-            f"images: expected float32 in [0, 1], got {images.dtype}; uint8 images: x.astype('float32') / 255"
-        )
+        raise ValueError(f"images: expected float32 in [0, 1], got {images.dtype}; {to_float32(images)}")
     if labels.ndim != 1 or labels.shape[0] != images.shape[0]:
         raise ValueError(
             f"labels: expected shape ({images.shape[0]},) for images of shape {images.shape}, got {labels.shape}"
         )
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels: expected integers, got {labels.dtype}")
+
+
+def to_float32(images: Array | np.ndarray) -> str:
+    """How images of another type become float32 in [0, 1]."""
+    return "images.astype('float32')" + (" / 255" if jnp.issubdtype(images.dtype, jnp.integer) else "")
 
 
 def check_inputs(logits_fn: LogitsFn, images: Any, labels: Any) -> tuple[Array, Array, Array | None]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lagrangian_jax.attacks.attack import check_inputs
+from lagrangian_jax.attacks.attack import check_inputs, to_float32
 from lagrangian_jax.evaluation import files
 
 
@@ -35,7 +35,7 @@ class Examples:
         if count == 0 or images.size == 0:
             raise ValueError(f"images: expected at least one image, got shape {images.shape}")
         if images.dtype not in (np.float32, np.uint8):
-            raise ValueError(f"images: expected float32 in [0, 1] or uint8, got {images.dtype}")
+            raise ValueError(f"images: expected float32 in [0, 1] or uint8, got {images.dtype}; {to_float32(images)}")
         if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):  # also false for NaN
             raise ValueError(f"images: expected values in [0, 1], got {images.min()} to {images.max()}")
         index = np.arange(count) if index is None else np.asarray(index)
