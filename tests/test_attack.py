@@ -179,6 +179,10 @@ class TestInputs:
         [
             (lambda x, y: (x[0], y), r"images: expected shape \(B, H, W, C\), got \(4, 4, 3\)"),
             (lambda x, y: ((x * 255).astype(np.uint8), y), "images: expected float32 .* got uint8"),
+            (
+                lambda x, y: (np.zeros((6, 3, 8, 8), np.float32), y),
+                r"images: shape \(6, 3, 8, 8\) looks like \(B, C, H, W\); transpose to \(B, H, W, C\)",
+            ),
             (lambda x, y: (jnp.asarray(x, jnp.bfloat16), y), r"float32 .* got bfloat16; images.astype\('float32'\)\s"),
             (lambda x, y: (x, y[:, None]), r"labels: expected shape \(6,\) .* got \(6, 1\)"),
             (lambda x, y: (x, y.astype(np.float32)), "labels: expected integers, got float32"),

@@ -642,6 +642,7 @@ def test_keys_may_be_seeds_or_of_either_kind(examples, reference):
     [
         (dict(images=np.zeros((0, 4, 4, 3), np.float32), labels=np.zeros(0, int)), "images: expected at least one"),
         (dict(images=np.zeros((23, 4, 4), np.float32)), r"images: expected shape \(N, H, W, C\), got \(23, 4, 4\)"),
+        (dict(images=np.zeros((23, 1, 8, 8), np.uint8)), r"images: shape .* looks like \(B, C, H, W\); transpose"),
         (dict(images=np.zeros((23, 4, 4, 3))), r"float32 in .* or uint8, got float64; images.astype\('float32'\)$"),
         (dict(images=np.zeros((23, 4, 4, 3), int)), r"uint8, got int64; images.astype\('float32'\) / 255$"),
         (dict(images=np.full((23, 4, 4, 3), 1.5, np.float32)), r"images: expected values in \[0, 1\], got 1.5"),

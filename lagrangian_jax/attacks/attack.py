@@ -360,6 +360,11 @@ def check_types(images: Array | np.ndarray, labels: Array | np.ndarray) -> None:
     """Refuses shapes and types that no attack can work on; they are known inside a trace as well."""
     if images.ndim != 4:
         raise ValueError(f"images: expected shape (B, H, W, C), got {images.shape}")
+    if images.shape[1] in (1, 3) and images.shape[2] > 4 and images.shape[3] > 4:
+        raise ValueError(
+            f"images: shape {images.shape} looks like (B, C, H, W); transpose to (B, H, W, C) and let the function "
+            "transpose back"
+        )
     if images.dtype != np.float32:
         raise ValueError(f"images: expected float32 in [0, 1], got {images.dtype}; {to_float32(images)}")
     if labels.ndim != 1 or labels.shape[0] != images.shape[0]:
