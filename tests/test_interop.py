@@ -52,6 +52,18 @@ def test_what_is_saved_is_loaded(name, variables, tmp_path):
     _equal(lj.interop.load(tmp_path / name, NETWORK), variables)
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_who_may_read_a_file_is_up_to_the_umask(mask, variables, tmp_path):
+    before = os.umask(mask)
+    try:
+        for _ in range(2):  # anew, and in place of one that is there
+            for name in ("weights.safetensors", "weights.msgpack"):
+                lj.interop.save(tmp_path / name, NETWORK, variables)
+                assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~mask
+    finally:
+        os.umask(before)
+
+
 def test_flax_reads_the_msgpack_file(variables, tmp_path):
     from flax import serialization
 

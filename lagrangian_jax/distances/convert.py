@@ -8,6 +8,7 @@ A PyTorch file is read as weights only (nothing in it is executed), without PyTo
 
 import argparse
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -24,12 +25,13 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, half: bool = F
       target: the safetensors file to write.
       half: store float16: half the size, and distances that differ by about 1e-4.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     if not os.fspath(target).endswith(".safetensors"):
         raise ValueError(f"the output must end in .safetensors; got {os.fspath(target)}")
     dtype = np.float16 if half else np.float32
-    save_file({name: np.ascontiguousarray(x, dtype) for name, x in read_features(source).items()}, os.fspath(target))
+    tensors = {name: np.ascontiguousarray(x, dtype) for name, x in read_features(source).items()}
+    pathlib.Path(target).write_bytes(save(tensors))  # `save_file` leaves files that others may not read
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

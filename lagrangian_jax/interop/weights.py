@@ -135,13 +135,10 @@ def save(
     """
     path = pathlib.Path(path)
     if path.suffix == ".safetensors":
-        import safetensors
-        from safetensors.numpy import save_file
+        import safetensors.numpy
 
-        try:
-            save_file(torch_tensors(network, variables), path, {"format": "pt"})
-        except safetensors.SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
+        # Its own `save_file` leaves files that others may not read.
+        path.write_bytes(safetensors.numpy.save(torch_tensors(network, variables), {"format": "pt"}))
     elif path.suffix == ".msgpack":
         import flax.serialization
 
