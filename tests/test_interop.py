@@ -105,6 +105,18 @@ def test_layouts_are_pytorchs(variables):
     assert tensors["layer2.0.shortcut.1.running_var"][1] == variables["batch_stats"]["layer2_0"]["shortcut_1"]["var"][1]
 
 
+def test_without_the_extra_an_export_says_what_to_install(variables, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    (tmp_path / "there.stablehlo").touch()
+    for call in (
+        lambda: lj.interop.save(tmp_path / "network.stablehlo", NETWORK, variables, (8, 8, 3)),
+        lambda: lj.interop.load_function(tmp_path / "there.stablehlo"),
+    ):
+        with pytest.raises(ImportError, match=r"need the package flatbuffers: pip install 'lagrangian_jax\[export\]'"):
+            call()
+    assert not (tmp_path / "network.stablehlo").exists()
+
+
 def test_an_exported_network_is_attacked_like_the_network(variables, tmp_path):
     """StableHLO holds weights, normalisation and gradient, for batches of any size."""
     pytest.importorskip("flatbuffers", reason="jax.export writes files with it")

@@ -169,12 +169,22 @@ def torch_tensors(network: nn.Module, variables: Any) -> dict[str, np.ndarray]:
 
 
 def _stablehlo(network: nn.Module, variables: Any, image_shape: tuple[int, int, int]) -> bytes:
+    _check_export()
     batch = export.symbolic_shape(f"batch, {', '.join(map(str, image_shape))}")
     images = jax.ShapeDtypeStruct(batch, jnp.float32)
     exported = export.export(jax.jit(functools.partial(apply, network, variables)), platforms=("cpu", "cuda", "tpu"))(
         images
     )
     return bytes(exported.serialize(vjp_order=1))
+
+
+def _check_export() -> None:
+    try:
+        import flatbuffers  # noqa: F401  (jax.export reads and writes with it)
+    except ImportError as error:
+        raise ImportError(
+            "StableHLO files need the package flatbuffers: pip install 'lagrangian_jax[export]'"
+        ) from error
 
 
 def _onnx(network: nn.Module, variables: Any, image_shape: tuple[int, int, int]) -> bytes:
@@ -189,5 +199,9 @@ def load_function(path: str | os.PathLike) -> Callable[[Array], Array]:
     """``logits_fn(images) -> (B, K)`` from a ``.stablehlo`` file of `save` or of ``jax.export``.
 
     It needs neither the network's code nor its weights, and every attack takes it.
+
+    Raises:
+      ImportError: the package that the format needs is not installed.
     """
+    _check_export()
     return export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call
