@@ -254,7 +254,10 @@ def _whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     folder = folder.resolve()  # "." has no name
     making = folder.with_name(f".{folder.name}.making")
     shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
+    try:
+        making.mkdir(parents=True)
+    except OSError as error:
+        raise OSError(f"cannot write {folder}: {error.strerror}") from error
     try:
         yield making
         if folder.is_dir():  # stays, since a shell may be in it; the manifest comes last

@@ -660,6 +660,8 @@ def test_keys_may_be_seeds_or_of_either_kind(examples, reference):
         (dict(suite="cifar10_table"), "unknown suite 'cifar10_table'; did you mean 'cifar10_table1'"),
         (dict(suite=[]), "suite: expected a name"),
         (dict(suite=["none"]), "suite: expected a name"),
+        (dict(suite=Row("none")), r"suite: expected a name .* or a list of evaluation.Row, got Row\(name='none'"),
+        (dict(suite=None), r"suite: expected a name .* got None"),
         (dict(suite=[Row("none"), Row("none")]), "a name of its own; repeated: none"),
         (dict(suite=[Row("none", column="x"), Row("fgsm", column="x")]), "a column is of one row.* repeated: x"),
         (dict(suite=[Row("x", "no_such_attack")]), "unknown attack of row 'x' in the suite: 'no_such_attack'"),

@@ -155,6 +155,13 @@ def test_damage_is_one_line(stopped, tmp_path, capsys):
     refused(lambda folder: (folder / pack.MANIFEST).unlink(), "no packed run")
 
 
+def test_a_folder_that_cannot_be_made_is_named(stopped, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    for arguments in ([str(stopped / "run")], [str(stopped / "packed"), "--unpack"]):
+        assert pack.main([*arguments, str(tmp_path / "file" / "out")]) == 1
+        assert capsys.readouterr().err == f"error: cannot write {tmp_path}/file/out: Not a directory\n"
+
+
 def test_nothing_is_overwritten(stopped, capsys, tmp_path):
     assert pack.main([str(stopped / "run"), str(stopped / "packed")]) == 1
     assert "not empty" in capsys.readouterr().err

@@ -291,8 +291,17 @@ def test_wrong_directories(tmp_path, capsys):
     (tmp_path / "results.json").write_text('{"schema": 1, "attacks": [{"name": "none"}]}')
     with pytest.raises(ValueError, match="an attack without correct, total"):
         report.write(tmp_path)
-    assert command.main([str(tmp_path)]) == 1
-    assert "Traceback" not in capsys.readouterr().err
+    for arguments in ([str(tmp_path)], [str(tmp_path), str(tmp_path / "absent")]):
+        assert command.main(arguments) == 1
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert message.count("\n") == 1
+
+
+def test_a_table_that_cannot_be_written_is_one_line(workdir, tmp_path, capsys):
+    target = tmp_path / "absent" / "table.md"
+    assert command.main([str(workdir), f"--output={target}"]) == 1
+    assert capsys.readouterr().err == f"error: cannot write {target}: No such file or directory\n"
 
 
 def test_compare(workdir, tmp_path, capsys):

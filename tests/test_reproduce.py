@@ -204,7 +204,7 @@ def test_a_rate_is_a_number_above_zero(rate, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         door.main(["figure2", "--dry-run", f"--rate={rate}", f"--workdir={tmp_path}"])
     assert exit.value.code == 2
-    assert "argument --rate:" in capsys.readouterr().err
+    assert f"argument --rate: expected a number of passes above 0, got {rate}\n" in capsys.readouterr().err
 
 
 def test_a_method_s_parameter_is_set_where_there_is_one():

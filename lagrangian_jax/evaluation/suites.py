@@ -6,7 +6,7 @@ sequence of rows. The columns of the paper's tables carry ids (``"stadv"``), whi
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from lagrangian_jax.names import unknown
@@ -164,7 +164,7 @@ def rows(suite: str | Sequence[Row]) -> tuple[Row, ...]:
     """The rows of a suite by name, or the given ones, checked."""
     if isinstance(suite, str):
         return get(suite)
-    given = tuple(suite)
+    given = tuple(suite) if isinstance(suite, Iterable) else ()
     if not given or not all(isinstance(row, Row) for row in given):
         raise ValueError(f"suite: expected a name ({', '.join(SUITES)}) or a list of evaluation.Row, got {suite!r}")
     if repeated := _repeated([row.name for row in given]):

@@ -4,6 +4,7 @@ import argparse
 import pathlib
 import sys
 
+from lagrangian_jax import config as configuration
 from lagrangian_jax import report
 
 FORMATS = {
@@ -31,12 +32,18 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         table = report.compare(options.workdirs)
         if options.output:
-            options.output.write_text(FORMATS[options.output.suffix](table).rstrip("\n") + "\n", encoding="utf-8")
+            _write(options.output, FORMATS[options.output.suffix](table).rstrip("\n") + "\n")
         print(table.text())
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        return configuration.fail(str(error), code=1)
     return 0
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

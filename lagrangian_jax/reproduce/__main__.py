@@ -93,9 +93,13 @@ def _elsewhere(given: str, every: Mapping[str, Any]) -> tuple[str, pathlib.Path]
 
 
 def _rate(text: str) -> float:
-    if not 0 < float(text) < math.inf:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of passes above 0, got {text}")
-    return float(text)
+    return rate
 
 
 def show_plan(names: list[str], bench: Any, rate: float | None) -> None:
