@@ -160,16 +160,20 @@ def test_few_of_many_tensors_are_named_and_what_fits_with_its_classes(variables,
 
 def test_the_network_of_a_run(tmp_path):
     """Of other classes, width, precision and normalisation than the defaults; nothing but the folder is given."""
-    network = lj.models.create("resnet20", num_classes=7, width=4, normalisation="half", dtype=jnp.bfloat16)
+    network = lj.models.create("resnet20", num_classes=7, width=4, mean=(0.5,) * 3, std=(0.5,) * 3, dtype=jnp.bfloat16)
     expected = network.init(jax.random.key(3), np.zeros((1, 8, 8, 3), np.float32))
     config = configuration.load("digits:smoke").to_dict()
-    config |= {"network": {"name": "resnet20", "width": 4, "normalisation": "half"}, "precision": "bfloat16"}
+    config |= {
+        "network": {"name": "resnet20", "width": 4, "mean": [0.5] * 3, "std": [0.5] * 3},
+        "precision": "bfloat16",
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"no such file: .*a training run writes it when it is complete"):
         lj.interop.load_run(tmp_path)
     lj.interop.save(tmp_path / "weights.safetensors", network, expected)
     found, variables = lj.interop.load_run(str(tmp_path))
     assert found == network
+    assert hash(found) == hash(network)
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
     jax.tree.map(np.testing.assert_array_equal, lj.interop.load(tmp_path, network), expected)
     with pytest.raises(ValueError, match="no work directory of a training run"):

@@ -81,6 +81,35 @@ def test_flowers(small_flowers):
     assert again.test.files == dataset.test.files
 
 
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_folders_for_training_and_testing(small_flowers, name):
+    """As torchvision's ImageFolder is given; a class without test images keeps its number."""
+    folder = pathlib.Path(small_flowers.dir)
+    (folder / "train").mkdir()
+    for flower in ("daisy", "rose", "tulip"):
+        (folder / flower).rename(folder / "train" / flower)
+    (folder / name / "tulip").mkdir(parents=True)
+    for i in range(7):
+        (folder / "train" / "tulip" / f"{i:03d}.jpg").rename(folder / name / "tulip" / f"{i:03d}.jpg")
+    dataset = data.load(small_flowers)
+    assert dataset.classes == ("daisy", "rose", "tulip")
+    assert np.bincount(dataset.test.labels).tolist() == [0, 0, 7]
+    assert len(dataset.train) + len(dataset.validation) == 93
+    assert {file.parent.parent.name for file in dataset.test.files} == {name}
+    assert {file.parent.parent.name for file in dataset.train.files} == {"train"}
+    assert dataset.remark == "93 training and 7 test images from class folders."
+    (folder / name / "weed").mkdir()
+    with pytest.raises(data.DataError, match=f"{name}/weed is of no class that is trained on: daisy, rose, tulip"):
+        data.load(small_flowers)
+
+
+def test_classes_may_be_called_train_and_test(small_flowers):
+    folder = pathlib.Path(small_flowers.dir)
+    (folder / "rose").rename(folder / "test")
+    (folder / "daisy").rename(folder / "train")
+    assert data.load(small_flowers).classes == ("test", "train", "tulip")
+
+
 def test_flowers_reports_damaged_files_by_name(small_flowers, monkeypatch):
     folder = pathlib.Path(small_flowers.dir)
     (folder / "rose" / "003.jpg").write_bytes((folder / "rose" / "003.jpg").read_bytes()[:-200])

@@ -1,4 +1,4 @@
-"""Images in class folders, ``<directory>/<class>/*.jpg``: Kaggle's flowers-recognition, or any set kept so."""
+"""Images in class folders, ``FOLDER/<class>/*.jpg``: Kaggle's flowers-recognition, or any set kept so."""
 
 import dataclasses
 import os
@@ -36,13 +36,14 @@ class FolderSource:
 
 
 def load(config: Any) -> Dataset:
-    """A fifth of every class is the test set (the paper does not say what its split was).
+    """``FOLDER/<class>``, of which a fifth of every class is the test set (the paper does not say what its split was),
+    or ``FOLDER/train/<class>`` and ``FOLDER/test/<class>`` (or ``val``).
 
-    It is the same in every run on the same files. A file that is added, removed or renamed divides them anew, so that
-    images which were trained on may be tested: a run's ``data.json`` tells.
+    The fifth is the same in every run on the same files. A file that is added, removed or renamed divides them anew, so
+    that images which were trained on may be tested: a run's ``data.json`` tells.
 
-    ``config.dir`` is the directory with the class folders; by default ``flowers`` in the directory of the TFDS data
-    sets. All files are decoded once before anything is trained on them; the cache remembers that they are whole.
+    ``config.dir`` is FOLDER; by default ``flowers`` in the directory of the TFDS data sets. All files are decoded once
+    before anything is trained on them; the cache remembers that they are whole.
     """
     folder = (
         pathlib.Path(config.dir).expanduser() if getattr(config, "dir", "") else records.directory(config) / "flowers"
@@ -52,35 +53,64 @@ def load(config: Any) -> Dataset:
             f"flowers: {folder} is not a directory; --config.data.dir names one with a folder of images for each "
             "class, for instance the unpacked https://www.kaggle.com/datasets/alxmamaev/flowers-recognition"
         )
-    images = {
-        path.name: sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and not path.name.startswith(".")
-    }
-    classes = tuple(name for name, files in images.items() if files)
-    if len(classes) < 2:
-        raise DataError(
-            f"flowers: {folder} holds {len(classes)} folders with images ({', '.join(sorted(SUFFIXES))}); "
-            "expected one for each of at least two classes"
+    apart = next((folder / name for name in ("test", "val") if _folders(folder / name)), None)
+    if apart and _folders(folder / "train"):
+        classes = _classes(folder / "train")
+        train, test = _source(folder / "train", classes), _source(apart, classes)
+        remark = f"{len(train):,} training and {len(test):,} test images from class folders."
+    else:
+        classes = _classes(folder)
+        everything = _source(folder, classes)
+        train, test = map(everything.take, hold_out(everything.labels, round(TEST_SHARE * len(everything))))
+        remark = (
+            f"{len(everything):,} images from class folders; {len(test):,} of them, fixed, are the test set. "
+            "The paper's own split and its list of removed images are not published."
         )
-    empty = [folder / name for name, files in images.items() if not files]
-    if empty:
-        raise DataError(f"flowers: {empty[0]} holds no image ({', '.join(sorted(SUFFIXES))}); fill it or take it away")
-    files = tuple(file for name in classes for file in images[name])
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(images[name]) for name in classes])
-    mark = cache.folder(config) / f"folders-{cache.fingerprint(files)}.npz"
+    files = train.files + test.files
+    mark = cache.folder(config) / f"folders-{cache.fingerprint(sorted(files))}.npz"
     cache.cached(mark, ["count"], lambda: _check(files))
-    everything = FolderSource(files, labels, np.arange(len(files), dtype=np.int32))
-    train, test = (everything.take(rows) for rows in hold_out(labels, round(TEST_SHARE * len(labels))))
     return Dataset(
         name="flowers",
         # A name that is not UTF-8, of an archive from Windows, could not be written into a report. Its bytes are
         # spelled out (L\xf6wenzahn), so that no two folders become one class.
         classes=tuple(os.fsencode(name).decode(errors="backslashreplace") for name in classes),
         **divide(train, test, getattr(config, "validation", 0)),
-        remark=f"{len(files):,} images from class folders; {len(test):,} of them, fixed, are the test set. "
-        "The paper's own split and its list of removed images are not published.",
+        remark=remark,
     )
+
+
+def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in inside if path.is_dir() and not path.name.startswith(".")]
+
+
+def _images(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+
+
+def _classes(folder: pathlib.Path) -> tuple[str, ...]:
+    """The class folders; raises DataError where there are fewer than two, or one is empty."""
+    empty = [path for path in _folders(folder) if not _images(path)]
+    classes = tuple(path.name for path in _folders(folder) if path not in empty)
+    if len(classes) < 2:
+        raise DataError(
+            f"flowers: {folder} holds {len(classes)} folders with images ({', '.join(sorted(SUFFIXES))}); "
+            "expected one for each of at least two classes"
+        )
+    if empty:
+        raise DataError(f"flowers: {empty[0]} holds no image ({', '.join(sorted(SUFFIXES))}); fill it or take it away")
+    return classes
+
+
+def _source(folder: pathlib.Path, classes: tuple[str, ...]) -> FolderSource:
+    """The images of a folder of class folders; raises DataError where one is of no class."""
+    other = [path for path in _folders(folder) if path.name not in classes]
+    if other:
+        raise DataError(f"flowers: {other[0]} is of no class that is trained on: {', '.join(classes)}")
+    images = {path.name: _images(path) for path in _folders(folder)}
+    files = tuple(file for name in classes for file in images.get(name, ()))
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(images.get(name, ())) for name in classes])
+    return FolderSource(files, labels, np.arange(len(files), dtype=np.int32))
 
 
 def _check(files: tuple[pathlib.Path, ...]) -> dict[str, np.ndarray]:

@@ -43,5 +43,7 @@ def load_run(workdir: str | os.PathLike) -> tuple[nn.Module, Any]:
     classes = fit.classes({name: x.shape for name, x in read_state_dict(file).items()})
     if classes is None:
         raise ValueError(f"{file}: no network of `lagrangian_jax.models`; `lagrangian_jax.interop.load` takes your own")
+    # JSON knows no tuples, of which alone a network has a hash.
+    config["network"] = {key: tuple(x) if isinstance(x, list) else x for key, x in config["network"].items()}
     network, size = build_network(ConfigDict(config), classes), config["data"]["image_size"]
     return network, load(file, network, (size, size, 3))
