@@ -1,5 +1,8 @@
 """TRADES (Zhang et al. 2019) and MART (Wang et al. 2020): a clean and an adversarial term, weighed by ``beta``."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -7,7 +10,7 @@ from jax import Array, lax
 from lagrangian_jax.attacks.attack import normal
 from lagrangian_jax.attacks.gradient import pgd
 from lagrangian_jax.losses import boosted_cross_entropy, cross_entropy, kl_divergence, label_logit
-from lagrangian_jax.methods.method import Crafted, Method, Outcome, random_factors
+from lagrangian_jax.methods.method import Batch, Crafted, Method, Network, Outcome, random_factors
 
 
 def trades_loss(clean: Array, adversarial: Array, labels: Array, beta: float, smoothing: float = 0.0) -> Array:
@@ -51,18 +54,16 @@ def trades(
     def craft(keys, network, batch, memory, epoch):
         clean, _ = network.bind("eval")(batch.images, network.batch_stats)
         clean = lax.stop_gradient(clean)
-        factors = random_factors(keys, bound_spread)
-        images, batch_stats = pgd(
+        images, batch_stats = _near(
             keys,
-            network.bind(statistics),
-            network.batch_stats,
-            batch.images,
-            batch.labels,
-            norm="linf",
-            bound=bound * factors,
+            network,
+            batch,
+            bound=bound,
+            bound_spread=bound_spread,
             steps=steps,
-            step_size=step_size * factors,
-            start=init_std * normal(keys, batch.images.shape[1:]),
+            step_size=step_size,
+            init_std=init_std,
+            statistics=statistics,
             loss=lambda logits, labels: kl_divergence(clean, logits),
         )
         return Crafted(images, batch_stats, memory)
@@ -99,18 +100,17 @@ def mart(
     """
 
     def craft(keys, network, batch, memory, epoch):
-        factors = random_factors(keys, bound_spread)
-        images, batch_stats = pgd(
+        images, batch_stats = _near(
             keys,
-            network.bind(statistics),
-            network.batch_stats,
-            batch.images,
-            batch.labels,
-            norm="linf",
-            bound=bound * factors,
+            network,
+            batch,
+            bound=bound,
+            bound_spread=bound_spread,
             steps=steps,
-            step_size=step_size * factors,
-            start=init_std * normal(keys, batch.images.shape[1:]),
+            step_size=step_size,
+            init_std=init_std,
+            statistics=statistics,
+            loss=cross_entropy,
         )
         return Crafted(images, batch_stats, memory)
 
@@ -121,3 +121,33 @@ def mart(
         return Outcome(losses, adversarial, batch_stats)
 
     return Method(craft, loss)
+
+
+def _near(
+    keys: Array,
+    network: Network,
+    batch: Batch,
+    *,
+    bound: float,
+    bound_spread: float,
+    steps: int,
+    step_size: float,
+    init_std: float,
+    statistics: str,
+    loss: Callable[[Array, Array], Array],
+) -> tuple[Array, Any]:
+    """PGD from close to the image."""
+    factors = random_factors(keys, bound_spread)
+    return pgd(
+        keys,
+        network.bind(statistics),
+        network.batch_stats,
+        batch.images,
+        batch.labels,
+        norm="linf",
+        bound=bound * factors,
+        steps=steps,
+        step_size=step_size * factors,
+        start=init_std * normal(keys, batch.images.shape[1:]),
+        loss=loss,
+    )
