@@ -49,7 +49,7 @@ def contents(workdir):
         found[f"{kind}: steps"] = steps
         newest = workdir / "checkpoints" / kind / str(steps[-1])
         position = without_times(json.loads((newest / "position" / "metadata").read_text()))
-        found[f"{kind}: position"] = position | {"window": position["window"][:6]}  # the seventh are seconds
+        found[f"{kind}: position"] = position
         state = ocp.PyTreeCheckpointer().restore(newest / "state")
         import jax
 
