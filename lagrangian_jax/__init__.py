@@ -3,7 +3,19 @@
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["analysis", "attacks", "data", "distances", "evaluation", "interop", "losses", "methods", "models", "report"]
+__all__ = [
+    "analysis",
+    "attacks",
+    "data",
+    "distances",
+    "evaluation",
+    "interop",
+    "losses",
+    "methods",
+    "models",
+    "report",
+    "runs",
+]
 
 
 def __getattr__(name: str):

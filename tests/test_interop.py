@@ -169,15 +169,15 @@ def test_the_network_of_a_run(tmp_path):
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"no such file: .*a training run writes it when it is complete"):
-        lj.interop.load_run(tmp_path)
+        lj.runs.load(tmp_path)
     lj.interop.save(tmp_path / "weights.safetensors", network, expected)
-    found, variables = lj.interop.load_run(str(tmp_path))
+    found, variables = lj.runs.load(str(tmp_path))
     assert found == network
     assert hash(found) == hash(network)
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
     jax.tree.map(np.testing.assert_array_equal, lj.interop.load(tmp_path, network), expected)
     with pytest.raises(ValueError, match="no work directory of a training run"):
-        lj.interop.load_run(tmp_path / "nowhere")
+        lj.runs.load(tmp_path / "nowhere")
 
 
 SUGGESTED = [

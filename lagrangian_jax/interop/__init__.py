@@ -2,7 +2,6 @@
 
 from lagrangian_jax.interop import robustbench
 from lagrangian_jax.interop.robustbench import model_info
-from lagrangian_jax.interop.run import load_run
 from lagrangian_jax.interop.weights import load, load_function, save
 
-__all__ = ["load", "load_function", "load_run", "model_info", "robustbench", "save"]
+__all__ = ["load", "load_function", "model_info", "robustbench", "save"]

@@ -1,7 +1,12 @@
 """Adversarial training with PGD (Madry et al. 2018), in the linf and in the l2 ball."""
 
-from lagrangian_jax.attacks.gradient import pgd
-from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy, random_factors
+from collections.abc import Callable
+from typing import Any
+
+from jax import Array
+
+from lagrangian_jax.attacks.gradient import Forward, pgd
+from lagrangian_jax.methods.method import Batch, Crafted, Method, adversarial_cross_entropy, random_factors
 
 
 def pgd_linf(
@@ -24,7 +29,7 @@ def pgd_linf(
         `iaat`), have three (`msd`) or a ``multiplier_spread`` or ``scaled`` instead.
       statistics: batch normalisation in the attack; "train" is the style of the paper's code and of robust_overfitting.
     """
-    return _method(
+    return pgd_training(
         "linf",
         bound=bound,
         steps=steps,
@@ -45,7 +50,7 @@ def pgd_l2(
     statistics: str = "train",
 ) -> Method:
     """Training on PGD images in the l2 ball; 1.3 is the paper's bound for CIFAR-10, see `pgd_linf` for the rest."""
-    return _method(
+    return pgd_training(
         "l2",
         bound=bound,
         steps=steps,
@@ -56,7 +61,7 @@ def pgd_l2(
     )
 
 
-def _method(
+def pgd_training(
     norm: str,
     *,
     bound: float,
@@ -65,13 +70,22 @@ def _method(
     random_start: bool,
     bound_spread: float,
     statistics: str,
+    scale: Callable[[Forward, Any, Batch], tuple[Array, Any]] | None = None,
 ) -> Method:
+    """Cross-entropy on PGD images; ``scale(forward, batch_stats, batch)``, if given, says by what factor an example's
+    bound and step are other ones, (B,), and hands the statistics on.
+    """
+
     def craft(keys, network, batch, memory, epoch):
+        forward, batch_stats = network.bind(statistics), network.batch_stats
         factors = random_factors(keys, bound_spread)
+        if scale is not None:
+            own, batch_stats = scale(forward, batch_stats, batch)
+            factors = own * factors
         images, batch_stats = pgd(
             keys,
-            network.bind(statistics),
-            network.batch_stats,
+            forward,
+            batch_stats,
             batch.images,
             batch.labels,
             norm=norm,

@@ -1,12 +1,15 @@
 """The paper's threshold baselines: PGD whose bound each example's confidence decides."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lagrangian_jax.attacks.gradient import pgd
+from lagrangian_jax.attacks.gradient import Forward
 from lagrangian_jax.losses import label_logit
-from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy, random_factors
+from lagrangian_jax.methods.method import Batch, Method
+from lagrangian_jax.methods.pgd import pgd_training
 
 
 def threshold_linf(
@@ -28,7 +31,7 @@ def threshold_linf(
 
     Source: the paper's ablation; no code was released.
     """
-    return _method(
+    return pgd_training(
         "linf",
         bound=bound,
         steps=steps,
@@ -36,6 +39,7 @@ def threshold_linf(
         random_start=random_start,
         bound_spread=bound_spread,
         statistics=statistics,
+        scale=_by_confidence,
     )
 
 
@@ -49,7 +53,7 @@ def threshold_l2(
     statistics: str = "train",
 ) -> Method:
     """`threshold_linf` in l2 balls; 1.3 is the bound of the paper's l2 training."""
-    return _method(
+    return pgd_training(
         "l2",
         bound=bound,
         steps=steps,
@@ -57,6 +61,7 @@ def threshold_l2(
         random_start=random_start,
         bound_spread=bound_spread,
         statistics=statistics,
+        scale=_by_confidence,
     )
 
 
@@ -71,33 +76,6 @@ def confidence_factor(confidence: Array) -> Array:
     return factors[jnp.searchsorted(limits, confidence, side="right")]
 
 
-def _method(
-    norm: str,
-    *,
-    bound: float,
-    steps: int,
-    step_size: float,
-    random_start: bool,
-    bound_spread: float,
-    statistics: str,
-) -> Method:
-    def craft(keys, network, batch, memory, epoch):
-        forward = network.bind(statistics)
-        logits, batch_stats = forward(batch.images, network.batch_stats)
-        factor = confidence_factor(label_logit(jax.nn.softmax(logits), batch.labels))
-        factor *= random_factors(keys, bound_spread)
-        images, batch_stats = pgd(
-            keys,
-            forward,
-            batch_stats,
-            batch.images,
-            batch.labels,
-            norm=norm,
-            bound=bound * factor,
-            steps=steps,
-            step_size=step_size * factor,
-            random_start=random_start,
-        )
-        return Crafted(images, batch_stats, memory)
-
-    return Method(craft, adversarial_cross_entropy)
+def _by_confidence(forward: Forward, batch_stats: Any, batch: Batch) -> tuple[Array, Any]:
+    logits, batch_stats = forward(batch.images, batch_stats)
+    return confidence_factor(label_logit(jax.nn.softmax(logits), batch.labels)), batch_stats
