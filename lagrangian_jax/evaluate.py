@@ -4,7 +4,7 @@
         --suite=cifar10_table1 --workdir=runs/model
 
 ``--weights`` is a file (safetensors, a PyTorch state dict, Flax msgpack), an orbax directory, or the work directory of
-a training run; the configuration says which network and data set, for instance of a published checkpoint
+a training run; the configuration names the network and the data set, for instance those of a published checkpoint:
 
     --config=cifar10 --config.network.name=resnet32 --config.network.normalisation=imagenet
 
@@ -51,11 +51,11 @@ def _evaluate_weights(config: ConfigDict, workdir: pathlib.Path, weights: pathli
 
     trained_with = made_with(weights)
     with configuration.usage():
-        evaluation.suites.get(config.evaluation.suite)  # an unknown name is told before anything is loaded
+        evaluation.suites.get(config.evaluation.suite)  # refuse an unknown name before anything is loaded
         same_network(weights, "--weights", config)
     file = weights_file(weights, "--weights")
     parallel.start()
-    dataset = data.load(ConfigDict({**config.data, "validation": 0}))  # where nothing is trained, none is held out
+    dataset = data.load(ConfigDict({**config.data, "validation": 0}))  # nothing is trained, so hold nothing out
     with configuration.usage():
         check_evaluation(config, dataset)
     network = build_network(config, len(dataset.classes))

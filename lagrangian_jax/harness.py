@@ -1,4 +1,4 @@
-"""The evaluation of a configuration: its suite on the test images, and what the work directory keeps of it."""
+"""Evaluates a configuration: runs its suite on the test images, and keeps the results in the work directory."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ def evaluate(
     trained_with: dict[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Runs the configured suite on the test set, writes ``results.json`` and the report, prints the table.
+    """Runs the configured suite on the test set, writes ``results.json`` and the report, and prints the table.
 
     Args:
       config: its ``evaluation`` section says what to run.
@@ -38,8 +38,8 @@ def evaluate(
       dataset: from `data.load`.
       variables: weights of the configured network.
       training: the summary of the training run, or None.
-      trained_with: the plain configuration of the training run, where it is another than ``config``.
-      notes: what a reader of the results must know of the weights; told at once, too.
+      trained_with: the plain configuration of the training run, if it differs from ``config``.
+      notes: what a reader of the results must know about the weights; also printed at once.
     """
     if jax.process_index() == 0:
         for note in notes:
@@ -73,11 +73,11 @@ def attack(
     images: data.Split,
     suite: str | Sequence[evaluation.Row],
 ) -> evaluation.Result:
-    """`lagrangian_jax.evaluation.run` on the configured network, with progress bars; SIGTERM keeps what is done.
+    """`lagrangian_jax.evaluation.run` on the configured network, with progress bars; on SIGTERM it keeps what is done.
 
     Args:
-      config, workdir, dataset, variables: of `evaluate`.
-      images: from `test_images`, or others of the data set.
+      config, workdir, dataset, variables: as in `evaluate`.
+      images: from `test_images`, or other images of the data set.
       suite: a name or rows.
     """
     network = build_network(config, len(dataset.classes))
@@ -92,7 +92,7 @@ def attack(
             if done == total:
                 bars[name].close()
 
-    # A bar that is open when an attack stops ends its line before the message that says so.
+    # If a bar is open when an attack stops, its line has to end before the message that says so.
     with Signals() as signals, contextlib.ExitStack() as opened:
         return evaluation.run(
             functools.partial(apply, network),
@@ -117,10 +117,10 @@ def to_json(
     training: dict[str, Any] | None,
     trained_with: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of ``results.json``: the evaluation's, and what data, network and training it is of.
+    """The content of ``results.json``: the result, and which data, network and training it belongs to.
 
-    With ``training`` also the configuration that it followed (``trained_with``, else ``config``), less what may differ
-    between its sittings.
+    With ``training``, it also has the configuration that the training followed (``trained_with``, else ``config``),
+    without the fields that may differ between its sittings.
     """
     results = result.to_json()
     results["data"] |= {"name": dataset.name, "split": "test", "remark": dataset.remark, "classes": dataset.classes}
@@ -128,5 +128,5 @@ def to_json(
     results["network"] |= given | {"precision": config.precision}
     results["training"] = training
     followed = trained_with or configuration.plain(config)
-    results["configuration"] = fixed(followed) if training else None  # that of others is not known
+    results["configuration"] = fixed(followed) if training else None  # unknown for weights from elsewhere
     return results

@@ -1,4 +1,4 @@
-"""Training runs, from Python: the network that one has left in its work directory."""
+"""Training runs from Python: the network that a run has left in its work directory."""
 
 import os
 import pathlib
@@ -21,13 +21,12 @@ def load(workdir: str | os.PathLike) -> tuple[nn.Module, Any]:
       workdir: the run's work directory.
 
     Returns:
-      the network, in the run's precision, and ``{"params": ..., "batch_stats": ...}`` of the checkpoint that was
-      selected.
+      the network, in the run's precision, and ``{"params": ..., "batch_stats": ...}`` of the selected checkpoint.
 
     Raises:
-      ValueError: it is no work directory, or its training is not complete.
+      ValueError: not a work directory, or its training is not complete.
 
-    An attack on it, and an evaluation::
+    An attack on the network, and its evaluation::
 
         network, variables = lj.runs.load("runs/digits")
         logits_fn = lambda images: network.apply(variables, images, train=False)
@@ -42,7 +41,7 @@ def load(workdir: str | os.PathLike) -> tuple[nn.Module, Any]:
     classes = fit.classes({name: x.shape for name, x in read_state_dict(file).items()})
     if classes is None:
         raise ValueError(f"{file}: no network of `lagrangian_jax.models`; `lagrangian_jax.interop.load` takes your own")
-    # JSON knows no tuples, of which alone a network has a hash.
+    # JSON has turned tuples into lists, with which a network has no hash.
     config["network"] = {key: tuple(x) if isinstance(x, list) else x for key, x in config["network"].items()}
     network, size = build_network(ConfigDict(config), classes), config["data"]["image_size"]
     return network, interop.load(file, network, (size, size, 3))

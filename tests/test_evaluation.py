@@ -663,7 +663,7 @@ def test_keys_may_be_seeds_or_of_either_kind(examples, reference):
         (dict(suite=Row("none")), r"suite: expected a name .* or a list of evaluation.Row, got Row\(name='none'"),
         (dict(suite=None), r"suite: expected a name .* got None"),
         (dict(suite=[Row("none"), Row("none")]), "a name of its own; repeated: none"),
-        (dict(suite=[Row("none", column="x"), Row("fgsm", column="x")]), "a column is of one row.* repeated: x"),
+        (dict(suite=[Row("none", column="x"), Row("fgsm", column="x")]), "only one row can stand .* repeated: x"),
         (dict(suite=[Row("x", "no_such_attack")]), "unknown attack of row 'x' in the suite: 'no_such_attack'"),
         (dict(suite=[Row("none"), Row("fgsm", parameters={"bond": 1})]), "'bond'; did you mean 'bound'"),
         (dict(mesh=jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))), "mesh: expected one axis, 'data'"),

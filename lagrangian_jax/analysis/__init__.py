@@ -1,4 +1,4 @@
-"""What the paper measures besides accuracy: pure functions of arrays, one analysis a module."""
+"""What the paper measures besides accuracy: pure functions of arrays, one analysis per module."""
 
 from lagrangian_jax.analysis.foreground import attention_map, foreground_to_background
 from lagrangian_jax.analysis.multiplier import Multipliers, effective_multiplier

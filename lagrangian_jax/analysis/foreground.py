@@ -1,7 +1,7 @@
-"""Where in the picture an attack changes it: the foreground-to-background ratio, and maps of the foreground.
+"""Where an attack changes an image: the foreground-to-background ratio, and maps of the foreground.
 
 The probability that a pixel belongs to the foreground comes from `lagrangian_jax.models.segmentation` on CIFAR-10 and
-from the `attention_map` of a classifier's stage on ImageNet, both of the clean image.
+from the `attention_map` of a classifier's stage on ImageNet, in both cases for the clean image.
 """
 
 import jax
@@ -10,13 +10,13 @@ from jax import Array
 
 
 def foreground_to_background(perturbations: Array, foreground: Array) -> Array:
-    r"""The mean size of the perturbation on the foreground over that on the background.
+    r"""The mean size of the perturbation on the foreground, divided by that on the background.
 
     .. math::
       \frac{\sum_i |d_i|\, p_i}{\sum_i p_i} \Big/ \frac{\sum_i |d_i| (1 - p_i)}{\sum_i (1 - p_i)}
 
-    with :math:`|d_i|` the sum over channels at pixel i. 1 for noise of one size everywhere; above 1 the attack prefers
-    the foreground.
+    with :math:`|d_i|` the sum over channels at pixel i. It is 1 for noise of the same size everywhere; above 1, the
+    attack prefers the foreground.
 
     Args:
       perturbations: (B, H, W, C), adversarial minus clean images.
@@ -26,8 +26,8 @@ def foreground_to_background(perturbations: Array, foreground: Array) -> Array:
       (B,); NaN where nothing is foreground, nothing is background, or the background is unchanged. The paper averages
       over images: ``jnp.nanmean``.
 
-    Source: the paper's analysis of where attacks look; targets on CIFAR-10 are 1.69 with the l2 penalty and 1.42 with
-    LPIPS, on ImageNet-100 1.16 and 1.06.
+    Source: the paper's analysis of where attacks look; its values are 1.69 with the l2 penalty and 1.42 with LPIPS on
+    CIFAR-10, 1.16 and 1.06 on ImageNet-100.
 
     >>> import jax.numpy as jnp
     >>> perturbations = jnp.array([[0.3, 0.1]]).reshape(1, 1, 2, 1)
@@ -44,22 +44,22 @@ def foreground_to_background(perturbations: Array, foreground: Array) -> Array:
 
 
 def attention_map(features: Array, size: tuple[int, int]) -> Array:
-    r"""Where a network looks: the mean square of a stage's output over channels, as large as the image, in [0, 1].
+    r"""Where a network looks: a stage's mean square over channels, resized to the image and scaled to [0, 1].
 
     .. math:: A = \frac{1}{C} \sum_c f_c^2, \quad p = \frac{A' - \min A'}{\max A' - \min A'}
 
     with :math:`A'` the map A resized bilinearly.
 
     Args:
-      features: (B, h, w, C), the output of a stage; of the project's networks
-        ``network.apply(variables, images, features=True)[1][stage]``, the paper's are those of a ResNet-34 that was
+      features: (B, h, w, C), the output of a stage. The project's networks give it as
+        ``network.apply(variables, images, features=True)[1][stage]``; the paper takes it from a ResNet-34 that was
         trained on ImageNet.
       size: (H, W), of the image.
 
     Returns:
       (B, H, W); zeros where the map is constant.
 
-    Source: szagoruyko/attention-transfer `utils.py` for A; how the paper makes probabilities of it is not told.
+    Source: szagoruyko/attention-transfer `utils.py` for A; the paper does not say how it turns A into probabilities.
 
     >>> import jax.numpy as jnp
     >>> print(attention_map(jnp.array([1.0, 3.0]).reshape(1, 1, 2, 1), (1, 4)))

@@ -15,7 +15,7 @@ LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
 
 
 class Multipliers(NamedTuple):
-    """Two estimates of the effective multiplier of each example, in units of the loss a unit of l2 norm.
+    """Two estimates of the effective multiplier of each example, in units of loss per unit of l2 norm.
 
     Attributes:
       difference: central difference of the adversarial loss, (B,).
@@ -37,26 +37,27 @@ def effective_multiplier(
     loss: str = "cross_entropy",
     steps: int = 40,
 ) -> Multipliers:
-    r"""The derivative of the adversarial loss by the l2 budget, estimated in two ways.
+    r"""The derivative of the adversarial loss with respect to the l2 budget, estimated in two ways.
 
     A constrained attack with budget :math:`\epsilon` is a Lagrangian one with the multiplier
 
     .. math:: \lambda = dL / d\epsilon, \quad L(\epsilon) = \max_{\|d\|_2 \le \epsilon,\ x + d \in [0, 1]} l(x + d)
 
     ``difference`` is :math:`(L(c + h) - L(c - h)) / 2h`. L is the largest loss that PGD meets, in steps of a tenth of
-    the budget. The larger problem starts from the solution of the smaller one, scaled up, and has at least its loss.
-    ``envelope`` is, by the envelope theorem, with d the solution at c and g the gradient there,
+    the budget. The larger problem starts from the solution of the smaller one, scaled up, so as not to end below its
+    loss; where it does, the difference is 0. ``envelope`` is, by the envelope theorem, with d the solution at c and g
+    the gradient there,
 
     .. math:: \lambda = \|d\|_2 \frac{\langle g, d \rangle_F}{\langle d, d \rangle_F}
 
-    where F are the values strictly inside of the box; where that is all of them, :math:`\langle g, d \rangle / \|d\|`.
-    As long as the search has not converged d is not quite along g, and this estimate the lower one: by 6 % of the mean
-    in 40 steps, and by 4 % in 200, on a slim robust network and 32 test images of CIFAR-10. Where the box holds many
-    values back both are too large, by 2 % on a linear network with a fifth of its values there: projected on the ball
-    after the box, as PGD's are, these values end just short of their edges.
+    where F are the values strictly inside the box; if that is all of them, it is :math:`\langle g, d \rangle / \|d\|`.
+    Until the search has converged, d is not quite parallel to g, and this estimate is the lower of the two: by 6 % of
+    the mean after 40 steps, and by 4 % after 200, on a slim robust network and 32 test images of CIFAR-10. If the box
+    holds back many values, both estimates are too large, by 2 % on a linear network with a fifth of its values at the
+    edge: PGD projects onto the ball after the box, so these values end just short of the edge.
 
     Args:
-      key: a PRNG key, or one key an example (B,), as attacks take it; the search starts at the image and draws nothing.
+      key: a PRNG key, or one key per example (B,), as for an attack; the search starts at the image and draws nothing.
       logits_fn: images (B, H, W, C) to logits (B, K), in evaluation mode.
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
@@ -71,8 +72,8 @@ def effective_multiplier(
     Raises:
       ValueError: an unknown loss, or a half width that is not between 0 and the centre.
 
-    Source: the paper tells the quantity ("derivative of adversarial loss w.r.t. epsilon") and neither the loss, the
-    budget nor the estimator.
+    Source: the paper, which names the quantity ("derivative of adversarial loss w.r.t. epsilon") but neither the loss,
+    the budget nor the estimator.
 
     >>> import jax, jax.numpy as jnp
     >>> def logits_fn(images):  # the gradient of the margin is 3 in each of 4 values: a norm of 6
@@ -103,7 +104,7 @@ def effective_multiplier(
             bound=budget,
             steps=steps,
             step_size=budget / 10,
-            start=clip_to_box(start, images),  # scaled up it may have left the box
+            start=clip_to_box(start, images),  # scaled up, it may be outside the box
             keep="best",
             loss=LOSSES[loss],
         )

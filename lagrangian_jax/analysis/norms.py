@@ -12,7 +12,7 @@ from lagrangian_jax.losses import label_logit
 
 
 class NormsAndConfidence(NamedTuple):
-    """Of each example, (B,).
+    """The confidence and the norm of the perturbation of each example, (B,).
 
     Attributes:
       confidence: p(y | x), the probability of the label on the clean image.
@@ -26,19 +26,21 @@ class NormsAndConfidence(NamedTuple):
 def norms_and_confidence(
     key: Array, attack: Attack, logits_fn: LogitsFn, images: Array, labels: Array
 ) -> NormsAndConfidence:
-    """Attacks every image and tells how far it went and how sure the network was.
+    """Attacks every image, and measures how far the attack went and how sure the network was.
 
     Args:
-      key: a PRNG key, or one key an example (B,).
+      key: a PRNG key, or one key per example (B,).
       attack: from `lagrangian_jax.attacks.create`.
       logits_fn: images (B, H, W, C) to logits (B, K), in evaluation mode.
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
 
     Returns:
-      `NormsAndConfidence`. May stand inside `jax.jit`.
+      `NormsAndConfidence`.
 
-    Source: the paper's Figure 2; the attack with the parameters that it has in training.
+    Can be called inside `jax.jit`.
+
+    Source: the paper's Figure 2, where the attack has its parameters from training.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)), 2 - images.sum((1, 2, 3))], axis=-1)
@@ -53,10 +55,10 @@ def norms_and_confidence(
 
 
 def rank_correlation(confidence: ArrayLike, norm: ArrayLike) -> float:
-    """Spearman's rank correlation of confidences and norms, (N,) each; equal ones share the mean of their ranks.
+    """Spearman's rank correlation of confidences and norms, (N,) each; equal values share the mean of their ranks.
 
-    Norms that agree in five significant digits are equal: those of an attack that ends on its ball would else be ranked
-    by their rounding errors. NaN where one row is constant.
+    Norms that agree to five significant digits count as equal: otherwise those of an attack that ends on its ball would
+    be ranked by their rounding errors. NaN if one of the two is constant.
 
     >>> rank_correlation([1.0, 2.0, 3.0], [0.1, 0.4, 0.9])
     1.0

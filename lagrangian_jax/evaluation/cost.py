@@ -1,9 +1,9 @@
-"""What an attack costs, counted in its program: the network's forward passes and gradients, an example.
+"""What an attack costs, counted in its program: the network's forward passes and gradients per example.
 
-`marked` puts identities around the network, which leave a trace in the program (a jaxpr) wherever it runs forward and
-wherever a gradient comes back to its images, whatever loops or `vmap` the attack puts around it. The compiled code is
-the same as without. A `Meter` adds the traces up, times the trips of the loops that they stand in; where a loop ends
-as the data say, the program counts its trips as it runs.
+`marked` puts identities around the network. They leave a trace in the program (a jaxpr) wherever the network runs
+forward and wherever a gradient comes back to its images, whatever loops or `vmap` the attack puts around it; the
+compiled code is the same as without them. A `Meter` adds up the traces, each times the number of trips of the loops
+that contain it. If the data decide when a loop ends, the program counts its trips as it runs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +18,10 @@ from jax.interpreters import ad, batching, mlir
 
 
 class Cost(NamedTuple):
-    """Forward passes and gradients an example; None where a loop inside a loop ends as the data say.
+    """Forward passes and gradients per example.
 
-    ``exact`` is False where such a loop has at least a largest number of trips, or a branch may be skipped; the numbers
-    are then upper bounds.
+    A count is None if the data decide when a loop inside another loop ends, and nothing limits its trips. ``exact`` is
+    False if such a loop has a largest number of trips, or if a branch may be skipped; counts are then upper bounds.
     """
 
     forward_passes: float | None
@@ -63,7 +63,7 @@ def marked(logits_fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Meter:
-    """A function that also says what it cost: ``meter(*arguments) -> (outputs, trips)``, and `cost` of the trips.
+    """Wraps a function to count its cost: ``meter(*arguments) -> (outputs, trips)``, then `cost` of the trips.
 
     >>> import jax, jax.numpy as jnp
     >>> network = marked(lambda images: images.reshape(2, -1)[:, :3])
@@ -80,7 +80,7 @@ class Meter:
         self._always, self._loops = _Tally(), list[_Tally]()
 
     def __call__(self, *arguments: Any) -> tuple[Any, Array]:
-        """The function's outputs, and the trips of its loops whose end depends on the data, (loops,) int32."""
+        """The function's outputs, and the trips of each loop whose end depends on the data, (loops,) int32."""
         program, shapes = jax.make_jaxpr(self._function, return_shape=True)(*arguments)
         self._always, self._loops = _Tally(), []
         trips: list[Array] = []
@@ -98,17 +98,18 @@ class Meter:
                 outputs = list(_bind(equation, given))
             values |= dict(zip(equation.outvars, outputs, strict=True))
         results = [atom.val if isinstance(atom, Literal) else values[atom] for atom in program.jaxpr.outvars]
-        # JAX 0.11 hands `shard_map` an empty constant from outside, on which XLA crashes; zeros are made inside.
+        # JAX 0.11 passes an empty constant into `shard_map` from outside, and XLA crashes; zeros are made inside.
         counts = jnp.stack(trips) if trips else jnp.zeros(0, jnp.int32)
         return jax.tree.unflatten(jax.tree.structure(shapes), results), counts
 
     def cost(self, trips: Any, logits: int, pixels: int) -> Cost:
-        """What a call has cost.
+        """The cost of a call.
 
         Args:
-          trips: as returned by the call; summed over the devices, if it ran on several.
-          logits: the size of the logits of the batch, so that a pass over two copies of the batch counts twice.
-          pixels: the size of the images of the batch, likewise for gradients.
+          trips: as returned by the call; averaged over the devices, if it ran on several.
+          logits: the size of the batch's logits, so that a pass over two copies of the batch counts twice; those of one
+            device's share, if it ran on several.
+          pixels: the size of the batch's images, likewise for gradients.
         """
         total = _Tally()
         total.add(self._always)
@@ -127,7 +128,7 @@ def _bind(equation: Any, values: list[Any]) -> Sequence[Any]:
 
 
 def _count_trips(loop: Any, values: list[Any]) -> tuple[Array, list[Any]]:
-    """A `while` as it stands, and how often it went round."""
+    """Runs a `while` loop unchanged; returns the number of its trips, and its outputs."""
     constants, body_constants = loop.params["cond_nconsts"], loop.params["body_nconsts"]
     for_condition, for_body = values[:constants], values[constants : constants + body_constants]
     condition, body = jaxpr_as_fun(loop.params["cond_jaxpr"]), jaxpr_as_fun(loop.params["body_jaxpr"])
@@ -148,7 +149,7 @@ class _Tally:
 
     def add(self, other: "_Tally", times: float = 1.0) -> None:
         for primitive, passes in other.passes.items():
-            if passes:  # a loop of unknown length costs nothing if it holds no pass
+            if passes:  # a loop of unknown length costs nothing if it contains no pass
                 self.passes[primitive] += times * passes
         self.exact &= other.exact
 
@@ -197,7 +198,7 @@ def _inner(equation: Any) -> Iterator[Jaxpr]:
 
 
 def _most_trips(loop: Any) -> int | None:
-    """The largest number of trips of a `while` that counts up by one to a constant, whatever else may end it."""
+    """The most trips of a `while` that counts up by one to a constant, whatever else may end it; else None."""
     condition, body = _open(loop.params["cond_jaxpr"]), _open(loop.params["body_jaxpr"])
     constants, body_constants = loop.params["cond_nconsts"], loop.params["body_nconsts"]
     carry = condition.invars[constants:]
@@ -220,7 +221,7 @@ def _most_trips(loop: Any) -> int | None:
 
 
 def _needed(condition: Jaxpr) -> list[Any]:
-    """The ``<`` comparisons that must all hold for the condition to."""
+    """The ``<`` comparisons that must all hold for the condition to hold."""
     made = {id(output): equation for equation in condition.eqns for output in equation.outvars}
     pending, found = [condition.outvars[0]], []
     while pending:

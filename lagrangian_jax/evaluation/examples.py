@@ -13,18 +13,18 @@ from lagrangian_jax.evaluation import files
 
 
 class Examples:
-    """Images (uint8 stays so until it is used), labels, and their indices in the data set.
+    """Images (uint8 ones are converted only when used), labels, and their indices in the data set.
 
     Attributes:
       count: N.
       images: (N, H, W, C), float32 in [0, 1] or uint8.
       labels: (N,) int32.
       index: (N,) int64.
-      classes: of the network.
-      logits: of the first images, (n, K).
+      classes: how many the network has, K.
+      logits: the network's, of the first n images, (n, K).
 
     Raises:
-      ValueError: names the argument, what was given and what is valid.
+      ValueError: an invalid argument; says which, what was given and what is valid.
     """
 
     def __init__(self, logits_fn: Callable[[Array], Array], images: Any, labels: Any, index: Any = None) -> None:
@@ -41,7 +41,7 @@ class Examples:
         index = np.arange(count) if index is None else np.asarray(index)
         for name, values in (("labels", labels), ("index", index)):
             if values.shape != (count,):
-                raise ValueError(f"{name}: expected shape ({count},), one an image; got {values.shape}")
+                raise ValueError(f"{name}: expected shape ({count},), one per image; got {values.shape}")
             if not np.issubdtype(values.dtype, np.integer):
                 raise ValueError(f"{name}: expected integers, got {values.dtype}")
         if index.min() < 0 or index.max() >= 2**32 or len(np.unique(index)) != count:

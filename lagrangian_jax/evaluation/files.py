@@ -1,4 +1,4 @@
-"""Results of an attack on disk: one npz a row of the suite, written whole or not at all, and known by a fingerprint."""
+"""An attack's results on disk: one npz per row of the suite, written whole or not at all, known by a fingerprint."""
 
 import hashlib
 import io
@@ -18,14 +18,15 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lagrangian_jax.evaluation.result import plain
 
-VERSION = 2  # of the files
-# How far `apart` the logits of one network may be: on one device, where a GPU may choose another program each time, and
-# on others, or where it computes with 8 bits. Measured: up to 0.022 between float32 and bfloat16.
+VERSION = 2  # of the file format
+# How far `apart` the logits of one and the same network may be: on the same device, where a GPU may choose another
+# program each time; and on another device, or if the network computes with less than float32, such as the 8 bits of
+# bfloat16. Measured: up to 0.022 between float32 and bfloat16.
 ROUNDING, COARSE_ROUNDING = 0.005, 0.05
 
 
 class Damaged(Exception):
-    """The file is not what was written: cut short, altered, or of another program."""
+    """The file is not what was written: cut short, altered, or from another program."""
 
 
 def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
@@ -70,10 +71,10 @@ def digest(*arrays: Any) -> str:
 
 
 class Sample(NamedTuple):
-    """What tells networks apart that have the same arrays.
+    """What tells apart networks that have the same arrays.
 
     Attributes:
-      logits: (n, K) of the first images.
+      logits: (n, K), of the first n images.
       coarse: whether they are computed with less than float32.
     """
 
@@ -82,7 +83,7 @@ class Sample(NamedTuple):
 
 
 def programs(function: Callable[..., Any], *shapes: Any) -> list[ClosedJaxpr | Jaxpr]:
-    """What a function computes: its program, and those inside of it, in the order of use."""
+    """What a function computes: its program and the programs inside it, in order of use."""
 
     def collect(program: ClosedJaxpr | Jaxpr) -> Iterator[ClosedJaxpr | Jaxpr]:
         yield program
@@ -96,12 +97,12 @@ def programs(function: Callable[..., Any], *shapes: Any) -> list[ClosedJaxpr | J
 
 
 def closure(computed: list[ClosedJaxpr | Jaxpr]) -> list[Any]:
-    """The arrays that a function of these `programs` closes over: its weights, where they are not arguments."""
+    """The arrays that a function with these `programs` closes over: its weights, unless they are arguments."""
     return [array for program in computed if isinstance(program, ClosedJaxpr) for array in program.consts]
 
 
 def coarse(computed: list[ClosedJaxpr | Jaxpr]) -> bool:
-    """Whether a function of these `programs` computes with less than float32 anywhere."""
+    """Whether a function with these `programs` computes anything with less than float32."""
     outputs = (output.aval for program in computed for equation in program.eqns for output in equation.outvars)
     types = {output.dtype for output in outputs if hasattr(output, "dtype")}
     return any(jnp.issubdtype(kind, jnp.floating) and kind.itemsize < 4 for kind in types)
@@ -110,8 +111,8 @@ def coarse(computed: list[ClosedJaxpr | Jaxpr]) -> bool:
 def apart(there: np.ndarray, here: np.ndarray) -> float:
     """How far logits (n, K) are from others of the same images: ||here - there|| / ||there||.
 
-    Without classes that have the same logit in every image, as masked ones, whose logits are huge. Infinity where one
-    has numbers and the other has none.
+    Classes that have one and the same logit in every image are left out: masked ones, for instance, whose logits are
+    huge. Infinity if the shapes differ, or if one has a number where the other has none.
     """
     if there.shape != here.shape:
         return math.inf

@@ -18,11 +18,11 @@ from lagrangian_jax.parallel import AXIS, per_device
 
 
 class Programs:
-    """Compiles stages as they are asked for, runs them, and halves the batch when the device's memory does not hold it.
+    """Compiles stages on demand, runs them, and halves the batch if it does not fit into the device's memory.
 
     Attributes:
       compile_seconds: spent on tracing and compiling so far.
-      largest: the largest batch of this attack that fits, once one did not; None before.
+      largest: the largest batch that is tried for this attack, once one did not fit; None before.
     """
 
     def __init__(
@@ -32,16 +32,16 @@ class Programs:
         self._mesh, self._classes, self._key_impl = mesh, classes, key_impl
         self._variables = jax.device_put(variables, NamedSharding(mesh, P()))
         self._compiled: dict[Any, tuple[Callable[..., Any], Meter]] = {}
-        self._spent: dict[Any, list[tuple[int, Cost]]] = {}  # batch and cost of each call, by stage's function
+        self._spent: dict[Any, list[tuple[int, Cost]]] = {}  # batch size and cost of each call, by stage's function
         self.compile_seconds = 0.0
         self.largest: int | None = None
 
     def run(
         self, function: Callable[..., Array], keys: np.ndarray, images: np.ndarray, labels: np.ndarray, *arguments: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The ``run`` of `lagrangian_jax.attacks.execute`; keys as their data. -1 is predicted where a logit is NaN."""
+        """The ``run`` of `lagrangian_jax.attacks.execute`, with keys as raw data. Predicts -1 where a logit is NaN."""
         size = len(images)
-        # The mesh takes host arrays only; one that sits on a device sits on the wrong ones.
+        # Only host arrays can be spread over the mesh; an array that is already on a device is on the wrong one.
         arguments = jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, arguments)
         if self.largest is None or size <= self.largest:
             try:
@@ -70,7 +70,7 @@ class Programs:
         return self.run(_unchanged, keys, images, np.zeros(len(images), np.int32))[1]
 
     def spent(self) -> dict[Any, Cost]:
-        """What a stage's calls since this was last asked cost an example, with the pass that reads the prediction."""
+        """What each stage has cost per example since the last call, with the pass that reads the prediction."""
         found = {}
         for function, calls in self._spent.items():
             sizes, costs = zip(*calls, strict=True)
@@ -80,7 +80,7 @@ class Programs:
         return found
 
     def forget(self) -> None:
-        """Drops the programs of an attack that has ended, and what memory held of it; keeps the one that predicts."""
+        """Drops a finished attack's programs and its largest batch; keeps the program that predicts."""
         self.largest = None
         self._compiled = {key: program for key, program in self._compiled.items() if key[0] is _unchanged}
 

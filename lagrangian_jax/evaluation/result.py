@@ -1,4 +1,4 @@
-"""What an evaluation returns: a row an attack, the paper's means, the worst case, and all of it as JSON or text."""
+"""What an evaluation returns: a row per attack, the paper's means, the worst case, and all of it as JSON or text."""
 
 import dataclasses
 import json
@@ -18,17 +18,18 @@ class AttackResult:
     """One attack's outcome.
 
     Attributes:
-      name, label, attack, parameters, column: of the suite's row, with every parameter's value.
-      correct, total, accuracy: examples still classified correctly, of all; the exact fraction.
-      mean_l0, mean_l2, mean_linf: of adversarial minus clean image over all examples; pixels changed by more than 1e-6,
-        and norms over pixels and channels of images in [0, 1]. None where a perturbation is not finite.
+      name, label, attack, parameters, column: from the suite's row; ``parameters`` has every parameter with its value.
+      correct, total, accuracy: how many examples are still classified correctly, of how many; the exact fraction.
+      mean_l0, mean_l2, mean_linf: norms of adversarial minus clean image, averaged over all examples. l0 counts pixels
+        changed by more than 1e-6; l2 and linf are over pixels and channels of images in [0, 1], and None if a
+        perturbation is not finite.
       mean_ssim: structural similarity of adversarial and clean image (`lagrangian_jax.distances.SSIMDistance`), 1 for
-        equal ones; None also of images below 11 pixels a side, and where older rows do not tell.
-      seconds, compile_seconds: running, and tracing and compiling.
-      gradient_evaluations, forward_passes: an example, on average over all; the pass that reads the prediction counts.
-        None where the attack's program does not tell.
-      cost_exact: False where the two are upper bounds, because the attack can end early.
-      attacked: examples that the attack ran on: all, or those that were classified correctly without it.
+        equal ones. None if one is not finite, for images below 11 pixels a side, and for rows of older versions.
+      seconds, compile_seconds: spent running, and spent tracing and compiling.
+      gradient_evaluations, forward_passes: per example, averaged over all, with the pass that reads the prediction.
+        None if the attack's program does not tell.
+      cost_exact: False if the two are upper bounds, because the attack can end early.
+      attacked: how many examples the attack ran on: all, or those that were classified correctly without it.
       stages: how many examples each stage of the attack ran on.
     """
 
@@ -59,13 +60,13 @@ class Result:
 
     Attributes:
       suite: its name, or "custom".
-      seed: the key's, as a number.
-      attacks: one `AttackResult` a row of the suite, in its order.
-      failures: what the reader of the numbers must know: halved batches, outputs that are not finite, damaged files,
-        warnings of an attack's self-checks, rows that other versions or another machine computed.
-      versions, device, data, network: of the software, the machine, the examples and the weights.
-      examples: by row, arrays over all examples (``index``, ``label``, ``prediction``, ``correct``, ``l0``, ``l2``,
-        ``linf``, ``ssim``) and the first adversarial images (``picture_index``, ``pictures``). Not in the JSON.
+      seed: the key as a number: the seed that it was made from, if there was one.
+      attacks: one `AttackResult` per row of the suite, in its order.
+      failures: what the reader of the numbers must know: rows left out, halved batches, outputs that are not finite,
+        damaged files, warnings of an attack's self-checks, rows that other versions or another machine computed.
+      versions, device, data, network: what identifies the software, the machine, the examples and the weights.
+      examples: by row name, arrays over all examples (``index``, ``label``, ``prediction``, ``correct``, ``l0``,
+        ``l2``, ``linf``, ``ssim``) and the first adversarial images (``picture_index``, ``pictures``). Not in the JSON.
     """
 
     suite: str
@@ -89,8 +90,8 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """Clean accuracy, the paper's means (None where a column is missing) and the worst case.
 
-        The worst case counts the examples that are correct in every row which has a column, the clean one among them;
-        in every row, if no attack has a column.
+        The worst case counts the examples that are correct in every row with a column, including the clean one; if no
+        attack has a column, in every row.
         """
         unseen, union = _means({attack.column: attack.accuracy for attack in self.attacks if attack.column})
         clean = next((a.accuracy for a in self.attacks if a.column == "clean" or a.attack == "none"), None)
@@ -155,7 +156,7 @@ def _means(accuracies: Mapping[str | None, float]) -> tuple[float | None, float 
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON can hold it: numbers, strings, None, lists, dicts; anything else by its name."""
+    """The value in a form that JSON can hold: numbers, strings, None, lists, dicts; anything else by its name."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, np.ndarray):

@@ -1,7 +1,7 @@
 """Runs a suite: every attack of it on every example, over all devices, resumable, with exact counts.
 
-What an example gets depends on the key, the row's name and the example's index alone: not on the batch, the devices,
-the processes or the other attacks. So a killed evaluation goes on where it was, on whatever devices there are then.
+What happens to an example depends only on the key, the row's name and the example's index: not on the batch, the
+devices, the processes or the other attacks. So a killed evaluation resumes where it was, on whatever devices there are.
 """
 
 import importlib.metadata
@@ -55,42 +55,43 @@ def run(
 ) -> Result:
     """Attacks a network with every attack of a suite.
 
-    All images are attacked, also misclassified ones, except by attacks in stages (AutoAttack, PGD0, restarts), which
-    skip what is misclassified already: that changes no accuracy. The network must be in evaluation mode.
+    All images are attacked, including misclassified ones. Only attacks in stages (AutoAttack, PGD0, restarts) skip
+    images that are misclassified already, which changes no accuracy. The network must be in evaluation mode.
 
     Args:
-      logits_fn: ``logits_fn(images) -> (B, K)``, or with ``variables`` ``logits_fn(variables, images)``, which keeps
-        the weights out of the compiled programs: they compile faster, and once for all weights.
+      logits_fn: ``logits_fn(images) -> (B, K)``, or with ``variables`` ``logits_fn(variables, images)``. The latter
+        keeps the weights out of the compiled programs: they compile faster, and once for all weights.
       images: (N, H, W, C), float32 in [0, 1], or uint8, which is divided by 255.
       labels: (N,) integers.
-      suite: a name of `lagrangian_jax.evaluation.suites.names`, or rows. A named suite goes on without a row whose
-        distance has no weights here, and the result's failures say so.
+      suite: a name of `lagrangian_jax.evaluation.suites.names`, or rows. A named suite leaves out a row whose distance
+        has no weights here, and the result's failures say so.
       key: a PRNG key, or a seed.
-      batch_size: examples in one program, over all devices; by default what suits the images' size. Rounded up to a
-        multiple of the devices, and halved when the device's memory does not hold it.
+      batch_size: examples per batch, over all devices; by default chosen by the images' size. Evened out, rounded up
+        to a multiple of the number of devices, and halved if it does not fit into the devices' memory.
       index: (N,) the examples' indices in their data set, by default 0 .. N - 1; they seed the random numbers.
       variables: a pytree of weights, see ``logits_fn``.
-      distances: for rows whose parameter ``distance`` is a name: a distance, or the path of its weights, by that name.
-        Others come from `lagrangian_jax.distances.create`.
-      workdir: where ``evaluation/<row>.npz`` is kept; what is there, from the same network, data, key and parameters,
-        is not computed again. A network is known by its arrays and, up to rounding, by its logits of the first
-        images: one that differs in its gradient or its precision alone needs a directory of its own. None: nothing is
-        written.
+      distances: for rows whose parameter ``distance`` is a name: by that name, a distance or the path of its weights.
+        Names that are not here go to `lagrangian_jax.distances.create`.
+      workdir: where ``evaluation/<row>.npz`` is kept; rows found there, from the same network, data, key and
+        parameters, are not computed again. A network is recognised by its arrays and, up to rounding, by its logits on
+        the first images: one that differs only in its gradient or its precision needs a directory of its own. None:
+        nothing is written.
       mesh: one axis, "data"; by default all devices.
-      progress: called as ``progress(row's name, examples done, of how many)``.
-      stop: asked after every batch of examples; once it says yes, in any process, what is done is kept and
-        `lagrangian_jax.signals.Interrupted` raised. `lagrangian_jax.signals.Signals.received` is one.
-      keep_pictures: adversarial images kept of each attack, of the first examples; rows that are there keep theirs.
+      progress: called as ``progress(name of the row, examples done, examples in all)``.
+      stop: called after every batch of examples; once it returns True, in any process, what is done is kept and
+        `lagrangian_jax.signals.Interrupted` is raised. `lagrangian_jax.signals.Signals.received` is such a function.
+      keep_pictures: how many adversarial images to keep for each attack, those of the first examples; a row that is
+        already in the work directory has no more than were kept then.
 
     Returns:
       a `Result`; printing it shows a table.
 
-    In a job of several processes each calls this with the same arguments, attacks its contiguous share of the examples
-    on its own devices, and returns the whole result; the first process alone writes.
+    In a job of several processes, each calls this with the same arguments, attacks its contiguous share of the examples
+    on its own devices, and returns the whole result; only the first process writes.
 
     Raises:
       ValueError: the input is not what is described here, or the work directory holds another evaluation's rows.
-      Interrupted: ``stop`` said so.
+      Interrupted: ``stop`` returned True.
 
     >>> import jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.mean((1, 2, 3)) - 0.5, 0.5 - images.mean((1, 2, 3))], axis=-1)
@@ -126,7 +127,7 @@ def run(
         "data": examples.digest(),
         **_network_digests(computed, weights),
     }
-    logits = parallel.gather({"logits": examples.logits})[0]["logits"]  # all processes must come to one judgement
+    logits = parallel.gather({"logits": examples.logits})[0]["logits"]  # all processes must judge by the same ones
     sample = files.Sample(logits, files.coarse(computed))
     programs = Programs(logits_fn, weights, mesh, examples.classes, jax.random.key_impl(key))
     batch = _batch(batch_size, examples, mesh)
@@ -161,7 +162,7 @@ def run(
 def ready(
     suite: str | Sequence[Row], distances: Mapping[str, Any], image_shape: tuple[int, ...], classes: int
 ) -> tuple[list[tuple[Row, Attack]], list[str]]:
-    """Every row of a suite with its attack, before the first one takes time, and what is left out.
+    """Every row of a suite with its attack, checked before the first one runs, and notes on rows that are left out.
 
     Raises:
       ValueError: a row that cannot be run on images of this shape (H, W, C).
@@ -170,7 +171,7 @@ def ready(
     for row in suites.rows(suite):
         try:
             attack = configured(row, distances)
-        except FileNotFoundError as missing:  # weights of a distance: the rest of a suite is worth having
+        except FileNotFoundError as missing:  # a distance's weights: the rest of a suite is worth having
             if not isinstance(suite, str):
                 raise
             left_out.append(f"{row.name}: left out, {missing}")
@@ -185,7 +186,7 @@ def _never() -> bool:
 
 
 def _on_host(leaf: Any) -> Any:
-    """Weights may come split over a training mesh, or over processes; the evaluation has its own mesh."""
+    """Weights may be split over a training mesh, or over processes; the evaluation has its own mesh."""
     return leaf if not isinstance(leaf, jax.Array) or _is_key(leaf) else np.asarray(leaf)
 
 
@@ -208,24 +209,24 @@ def _key(key: Array | int) -> Array:
     if str(jax.random.key_impl(key)) != _IMPLEMENTATION:
         raise ValueError(
             f"key: expected a seed or a {_IMPLEMENTATION} key; those of {jax.random.key_impl(key)} give an "
-            "example other random numbers in another batch"
+            "example random numbers that change with the batch"
         )
     return key
 
 
 def _seed(key: Array) -> int:
-    """The seed that `jax.random.key` made the key of, if it did: its words as one number."""
+    """The key's words as one number: the seed, if `jax.random.key` made the key from one."""
     return int.from_bytes(np.asarray(jax.random.key_data(key)).astype(">u4").tobytes(), "big")
 
 
 def example_keys(key: Array, name: str, index: np.ndarray) -> Array:
-    """A key an example: the key folded with the name of what is done and with the example's index."""
+    """One key per example: the key folded with the name of what is done and with the example's index."""
     named = jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
     return jax.vmap(jax.random.fold_in, (None, 0))(named, jnp.asarray(index.astype(np.uint32)))
 
 
 def _local(mesh: Mesh | None) -> Mesh:
-    """This process's devices: processes share no program, only results."""
+    """A mesh of this process's devices: processes share no program, only results."""
     if mesh is not None and mesh.axis_names != (AXIS,):
         raise ValueError(f"mesh: expected one axis, {AXIS!r}; got {mesh.axis_names}")
     devices = jax.local_devices() if mesh is None else list(mesh.local_devices)
@@ -233,7 +234,7 @@ def _local(mesh: Mesh | None) -> Mesh:
 
 
 def _batch(asked: int | None, examples: Examples, mesh: Mesh) -> int:
-    """Examples of one program: as asked, or what suits the images; evened out, so that no batch is nearly empty."""
+    """Examples per batch: as asked, or chosen by the images' size; evened out, so that no batch is nearly empty."""
     if asked is None:
         pixels = int(np.prod(examples.images.shape[1:3]))
         each = 64 if mesh.devices.flat[0].platform == "cpu" else int(np.clip(512 * 1024 / pixels, 64, 1024))
@@ -243,7 +244,7 @@ def _batch(asked: int | None, examples: Examples, mesh: Mesh) -> int:
 
 
 def configured(row: Row, given: Mapping[str, Any]) -> Attack:
-    """The attack of a row; ``given``: a distance, or the path of its weights, by name."""
+    """The attack of a row; ``given`` has, by name, a distance or the path of its weights."""
     if row.attack not in attacks.names():
         raise unknown(f"attack of row {row.name!r} in the suite:", row.attack, attacks.names())
     parameters = dict(row.parameters)
@@ -256,7 +257,7 @@ def configured(row: Row, given: Mapping[str, Any]) -> Attack:
 
 
 def _network_digests(computed: list[Any], weights: tuple[Any, ...]) -> dict[str, str]:
-    """Hashes of what the network computes with: its variables, and what it closes over beside or instead of them."""
+    """Hashes of what the network computes with: its variables, and what it closes over besides or instead of them."""
     leaves, closed_over = jax.tree.leaves(weights), files.closure(computed)
     constants = {"constants": files.digest(*closed_over)} if leaves and closed_over else {}
     return {"network": files.digest(*(leaves or closed_over)), **constants}
@@ -278,13 +279,13 @@ def _self_checks(attack: Attack, key: Array, network: Callable[[Array], Array], 
 
 
 def versions() -> dict[str, str]:
-    """Of the software that numbers depend on."""
+    """The versions of the software that the numbers depend on."""
     found = {package: importlib.metadata.version(package) for package in ("jax", "jaxlib", "flax", "numpy")}
     return {"python": platform.python_version(), "lagrangian_jax": lagrangian_jax.__version__, **found}
 
 
 def device(mesh: Mesh) -> dict[str, Any]:
-    """The machine, as results name it."""
+    """How results describe the machine."""
     first = mesh.devices.flat[0]
     processes = jax.process_count()
     return {

@@ -1,7 +1,7 @@
 """Suites: named lists of attacks with budgets.
 
 A suite is a tuple of `Row`; `SUITES` holds the named ones, and `lagrangian_jax.evaluation.run` takes a name or any
-sequence of rows. The columns of the paper's tables carry ids (``"stadv"``), which decide what enters its means.
+sequence of rows. The columns of the paper's tables have ids, such as ``"stadv"``, which decide what enters its means.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ class Row:
     """One attack of a suite.
 
     Attributes:
-      name: unique in the suite; names the file of its results and seeds its random numbers.
+      name: unique in the suite; it names the row's file and seeds its random numbers.
       attack: a name for `lagrangian_jax.attacks.create`; the row's name if not given.
       parameters: of the attack. A ``distance`` may be a name, which is resolved when the suite runs.
       column: id of the column in the paper's tables; None for a row that stands beside the table, outside its means.
@@ -36,7 +36,7 @@ class Row:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", self.name):
             raise ValueError(
-                f"name of a row: expected letters, digits and _ . + -, for it names a file; got {self.name!r}"
+                f"name of a row: expected letters, digits and _ . + -, because it names a file; got {self.name!r}"
             )
         object.__setattr__(self, "attack", self.attack or self.name)
         object.__setattr__(self, "label", self.label or self.name)
@@ -82,7 +82,7 @@ def _cifar10_table1() -> tuple[Row, ...]:
 
 
 def _lp() -> tuple[Row, ...]:
-    """The rows of Table 1 that cost a CPU hours, not days, on the whole test set."""
+    """The rows of Table 1 that take a CPU hours, not days, on the whole test set."""
     return tuple(row for row in _cifar10_table1() if row.column in ("clean", "linf", "l2", "noise", "blur"))
 
 
@@ -127,7 +127,7 @@ SUITES: dict[str, tuple[Row, ...]] = {
     "autoattack_l2": _autoattack("l2", 1.0, "1.0"),
 }
 
-# The columns of the paper's two means, (unseen, union); both are means of accuracies, and neither holds the clean one.
+# The columns of the paper's two means, (unseen, union); both are means of accuracies, without the clean one.
 _CIFAR10_UNSEEN = ("recolor", "stadv", "elastic", "jpeg", "noise", "blur", "pgd0")
 _IMAGENET100_UNSEEN = ("recolor", "stadv", "elastic", "fog", "gabor", "snow", "noise", "blur")
 MEANS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
@@ -137,7 +137,7 @@ MEANS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def means_of(columns: Collection[str | None]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The columns of the two means; none where one of them is missing."""
+    """The columns of the two means; empty if any of them is missing."""
     return next((pair for pair in MEANS if set(pair[1]) <= set(columns)), ((), ()))
 
 
@@ -150,7 +150,7 @@ def get(name: str) -> tuple[Row, ...]:
     """The rows of a named suite.
 
     Raises:
-      ValueError: unknown name; says which is nearest.
+      ValueError: an unknown name; says which is nearest.
 
     >>> [row.name for row in get("quick")]
     ['none', 'lagrangian', 'fgsm', 'pgd_linf', 'pgd_l2', 'gaussian_noise', 'gaussian_blur']
@@ -170,7 +170,7 @@ def rows(suite: str | Sequence[Row]) -> tuple[Row, ...]:
     if repeated := _repeated([row.name for row in given]):
         raise ValueError(f"suite: every row needs a name of its own; repeated: {repeated}")
     if repeated := _repeated([row.column for row in given if row.column]):
-        raise ValueError(f"suite: a column is of one row, which enters the means; repeated: {repeated}")
+        raise ValueError(f"suite: only one row can stand for a column in the means; repeated: {repeated}")
     return given
 
 

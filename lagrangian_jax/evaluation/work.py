@@ -22,17 +22,17 @@ from lagrangian_jax.evaluation.result import AttackResult, plain
 from lagrangian_jax.evaluation.suites import Row
 from lagrangian_jax.signals import Interrupted
 
-SAVE_SECONDS = 10.0  # between two savings of an unfinished attack, which wait for the end of a batch
-CHUNK_BATCHES = 8  # of an attack in stages, so that the survivors of a chunk still fill batches
+SAVE_SECONDS = 10.0  # least time between two saves of an unfinished attack, which wait for the end of a batch
+CHUNK_BATCHES = 8  # batches in a chunk of an attack in stages, so that the survivors of a chunk still fill batches
 Progress = Callable[[str, int, int], None]
 
 
 class Work:
     """One attack on all examples; picks up what the work directory holds of it.
 
-    A chunk of examples is done at a time. Unfinished attacks are saved after a chunk, or after a batch in the midst of
-    one that takes long, in a file of their own, at most every `SAVE_SECONDS`. Batches are the same after a restart as
-    without one, so the rows are, bit for bit.
+    Examples are done one chunk at a time. An unfinished attack is saved in a file of its own, at most every
+    `SAVE_SECONDS`: after a chunk, or after a batch inside a chunk that takes long. Batches are the same with a restart
+    as without, and so, bit for bit, are the rows.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class Work:
         self._unfinished = None if folder is None else folder / f".{row.name}.unfinished"
         self._notes: list[str] = []
         self._coarse = sample.coarse
-        self._sitting = plain(sitting)  # versions and device: results do not depend on them, but for rounding
-        self._sittings: list[Any] = []  # those that did a part of what there is
-        self._first = 0 if attack.survivors else 1  # of `attacks.Standing.passed`
+        self._sitting = plain(sitting)  # versions and device: results depend on them only up to rounding
+        self._sittings: list[Any] = []  # those that did a part of the work
+        self._first = 0 if attack.survivors else 1  # what `attacks.Standing.passed` begins with
         count, pictures = examples.count, min(pictures, examples.count)
         self._state = {
             "passed": np.full(count, self._first, np.int32),
@@ -64,11 +64,11 @@ class Work:
             "linf": np.zeros(count, np.float32),
             "ssim": np.full(count, np.nan, np.float32),
             "pictures": np.zeros((pictures, *examples.images.shape[1:]), np.float32),
-            "logits": sample.logits,  # of the sitting that began: those that come later may not drift away
+            "logits": sample.logits,  # of the first sitting, so that later ones cannot drift away from it
             # Sums over examples: forward passes, gradients, whether these are bounds, and examples that each stage saw.
             "costs": np.zeros(3 + len(attack.stages)),
             "seconds": np.zeros(2),  # running, compiling
-            "fitted": np.array(2**31),  # the largest batch that memory held
+            "fitted": np.array(2**31),  # the largest batch that fitted into memory
         }
         if self._load(self._path):
             self._drop_unfinished()
@@ -82,7 +82,7 @@ class Work:
         return [*self._notes, *(f"computed in another sitting: {'; '.join(different)}" for different in others)]
 
     def note(self, notes: Sequence[str]) -> None:
-        """Adds to `notes`; kept with the rows."""
+        """Adds to `notes`, which are saved with the rows."""
         self._notes += notes
 
     @property
@@ -105,17 +105,17 @@ class Work:
         progress: Progress | None,
         stop: Callable[[], bool],
     ) -> None:
-        """Does what is left.
+        """Attacks the examples that are left.
 
         Args:
-          programs: compiles and runs.
-          keys: (N, ...) key data, one an example.
-          batch: examples of one program.
-          progress: called with the row's name, the number of examples done, and of all.
-          stop: asked after every batch.
+          programs: compiles and runs the stages.
+          keys: (N, ...) key data, one per example.
+          batch: examples per batch.
+          progress: called with the row's name, the number of examples done, and the number of all.
+          stop: called after every batch.
 
         Raises:
-          Interrupted: ``stop`` said yes in some process; what is done is saved.
+          Interrupted: ``stop`` returned True in some process; what is done is saved.
         """
         parts = (1, 4, 16) if self.attack.survivors else (1,)
         sizes = sorted({programs.rounded(-(-batch // part)) for part in parts})
@@ -138,7 +138,7 @@ class Work:
         self._drop_unfinished()
         if progress is not None:
             progress(self.row.name, self.examples.count, self.examples.count)
-        if stopped:  # in the last chunk: not lost, though this attack is whole
+        if stopped:  # in the last chunk: the attack is complete, but the request to stop must not be lost
             raise self._interrupted()
 
     def _interrupted(self) -> Exception:
@@ -147,7 +147,7 @@ class Work:
         return parallel.known(Interrupted(f"{reached}; the same command goes on from there"))
 
     def rows(self) -> dict[str, np.ndarray]:
-        """A row an example, and the pictures: what a finished attack's file holds."""
+        """One row per example, and the pictures: what readers find in a finished attack's file."""
         index, labels, state = self.examples.index, self.examples.labels, self._state
         return {
             "index": index,
@@ -189,11 +189,11 @@ class Work:
     def _attack(
         self, programs: Programs, keys: np.ndarray, chunk: np.ndarray, sizes: Sequence[int], stop: Callable[[], bool]
     ) -> dict[str, Any]:
-        """One chunk's part of the state, or what of it is done when time is up; all of it empty without a chunk."""
+        """Attacks a chunk until it is done or time is up; returns its part of the state, empty for an empty chunk."""
         start, compiled = time.perf_counter(), programs.compile_seconds
         images, labels = self.examples.floats(chunk), self.examples.labels[chunk]
         standing = attacks.Standing.start(self.attack, images, labels)._replace(passed=self._state["passed"][chunk])
-        run: Any = programs.run  # on the host, where an attack is also given functions of the device
+        run: Any = programs.run  # a function of host arrays; `in_batches` also takes functions of device arrays
         predict: Any = programs.predict
         ran = np.zeros(1 + len(self.attack.stages), int)
         stopped = not len(chunk) and stop()
@@ -220,7 +220,7 @@ class Work:
         }
 
     def _merge(self, found: Mapping[str, np.ndarray]) -> bool:
-        """Takes in what every process did; whether one of them is to stop."""
+        """Merges what every process did; returns whether one of them is to stop."""
         state = self._state
         everyone = parallel.gather(found)
         for part in everyone:
@@ -245,7 +245,7 @@ class Work:
         return np.array([forward, gradients, bounds, *attacked])
 
     def _warn(self, batch: int) -> None:
-        """Notes that a reader of the finished rows must have."""
+        """Adds the notes that a reader of the finished rows needs."""
         rows = self.rows()
         if self._state["fitted"] < batch:
             self._notes.append(
@@ -289,13 +289,13 @@ class Work:
         self._state |= {name: arrays[name] for name in self._state}
         self._state["pictures"] = self._state["pictures"][: len(pictures)]
         self._notes += about["notes"]
-        self._sittings = about.get("sittings", [])  # older files do not tell
+        self._sittings = about.get("sittings", [])  # older files lack them
         return True
 
     def _checked(self, arrays: dict[str, np.ndarray], path: Path, about: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        there = about["fingerprint"]
-        since = plain(attacks.parameters(self.row.attack))  # what an attack got since then was at its default
-        differ = files.differences({**there, "parameters": since | there["parameters"]}, self.fingerprint)
+        saved = about["fingerprint"]
+        defaults = plain(attacks.parameters(self.row.attack))  # parameters added since then had their default values
+        differ = files.differences({**saved, "parameters": defaults | saved["parameters"]}, self.fingerprint)
         differ += files.differences(about["version"], files.VERSION, "version of the file")
         differ += self._other_logits(arrays, about) if not differ else []
         if differ:
@@ -311,7 +311,7 @@ class Work:
         return arrays
 
     def _other_logits(self, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> list[str]:
-        """That the network computes something else with the same arrays."""
+        """A note if the network computes something else with the same arrays."""
         alike = about.get("sittings", [])[:1] == [self._sitting] and not self._coarse
         apart = files.apart(arrays.get("logits", self._state["logits"]), self._state["logits"])
         known = apart <= (files.ROUNDING if alike else files.COARSE_ROUNDING)
@@ -333,7 +333,7 @@ def _similarity(ones: Array, others: Array) -> Array:
 
 
 def _ssim(adversarial: np.ndarray, images: np.ndarray, batch: int) -> np.ndarray:
-    """(N,) structural similarity, not a number of images that are smaller than its window."""
+    """The structural similarity of each example, (N,); NaN for images smaller than its window."""
     found = np.full(len(images), np.nan, np.float32)
     if min(images.shape[1:3]) >= SSIMDistance.window:
         compared = map_batches(

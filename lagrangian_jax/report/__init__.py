@@ -1,6 +1,6 @@
 """Reports: tables (plain text, Markdown, LaTeX, CSV), figures, and one self-contained HTML page of a work directory.
 
-``python -m lagrangian_jax.report WORKDIR`` writes a run's report again; with several work directories it compares them.
+``python -m lagrangian_jax.report WORKDIR`` rewrites a run's report; with several work directories it compares them.
 """
 
 import json
@@ -20,8 +20,8 @@ def write(workdir: str | pathlib.Path) -> str:
     """Writes ``report.html``, ``report.md`` and ``figures/`` from the files of a work directory.
 
     Args:
-      workdir: a work directory; of ``config.json``, ``metrics.jsonl``, ``results.json`` and ``evaluation/`` any may be
-        absent but not all of the first three.
+      workdir: a work directory with at least one of ``config.json``, ``metrics.jsonl`` and ``results.json``;
+        ``evaluation/`` may be absent.
 
     Returns:
       the table of attacks as plain text, for the terminal.

@@ -18,10 +18,10 @@ FORMATS = {
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lagrangian_jax.report",
-        description="Writes the report of a work directory again, or compares several in one table.",
+        description="Rewrites the report of a work directory, or compares several in one table.",
     )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="one: write its report; several: compare them")
-    parser.add_argument("--output", type=pathlib.Path, help=f"where to write the comparison: {', '.join(FORMATS)}")
+    parser.add_argument("--output", type=pathlib.Path, help=f"file for the comparison: {', '.join(FORMATS)}")
     options = parser.parse_args(arguments)
     if options.output and options.output.suffix not in FORMATS:
         parser.error(f"--output {options.output}: expected a name that ends in {', '.join(FORMATS)}")

@@ -1,4 +1,4 @@
-"""Figures of the analyses, in the manner of `lagrangian_jax.report.figures`: each a function that draws, and its size.
+"""Figures of the analyses, as in `lagrangian_jax.report.figures`: each is a function that draws, and a size.
 
 >>> import numpy as np
 >>> from lagrangian_jax.report import figures
@@ -18,20 +18,20 @@ from numpy.typing import ArrayLike
 from lagrangian_jax.analysis import foreground_to_background, rank_correlation
 from lagrangian_jax.report.figures import LINES, Draw, Theme, around_grey, magnification
 
-SHOWN = 1000  # points of a scatter plot; the others would hide each other
-BINS = 20  # groups of the examples by confidence, for the median's line
-LEAST = 10  # examples in a group; a median of fewer is noise
+SHOWN = 1000  # most points in a scatter plot; more would hide each other
+BINS = 20  # most groups of examples by confidence, for the line of medians
+LEAST = 10  # fewest examples in a group; a median of fewer is noise
 
 
 def norm_against_confidence(panels: Mapping[str, Sequence[ArrayLike]]) -> tuple[Draw, tuple[float, float]]:
-    """The norm of the perturbation against the confidence on the clean image, a panel an attack: the paper's Figure 2.
+    """The norm of the perturbation against the confidence on the clean image, one panel per attack (Figure 2).
 
     Args:
-      panels: for each attack's name `lagrangian_jax.analysis.NormsAndConfidence`, or (confidence, norm).
+      panels: by the attack's name, `lagrangian_jax.analysis.NormsAndConfidence` or (confidence, norm).
 
     Returns:
-      what draws it, and its size in inches. All panels share their axes. Of many examples every n-th is a point; the
-      median's line and the rank correlation are of all.
+      the function that draws it, and its size in inches. All panels share their axes. If there are many examples, only
+      every n-th is drawn as a point; the line of medians and the rank correlation are over all.
     """
     columns = 1 if len(panels) == 1 else 2
     rows = math.ceil(len(panels) / columns)
@@ -62,7 +62,7 @@ def norm_against_confidence(panels: Mapping[str, Sequence[ArrayLike]]) -> tuple[
 
 
 def medians(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The medians of x and y in groups of as many examples, by growing x.
+    """The medians of x and y in groups of (almost) equally many examples, by increasing x.
 
     >>> medians(np.arange(20)[::-1] / 20, np.r_[np.full(10, 3.0), np.full(10, 7.0)])
     (array([0.225, 0.725]), array([7., 3.]))
@@ -74,16 +74,16 @@ def medians(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def foreground(
     images: np.ndarray, probabilities: np.ndarray, perturbations: Mapping[str, np.ndarray]
 ) -> tuple[Draw, tuple[float, float]]:
-    """Where attacks change pictures: images, their foreground, and each attack's perturbation: Figures 3 and 4.
+    """Where attacks change pictures: images, their foreground, and each attack's perturbation (Figures 3 and 4).
 
     Args:
       images: (N, H, W, C) in [0, 1].
-      probabilities: (N, H, W), that a pixel belongs to the foreground.
-      perturbations: (N, H, W, C) for each attack's name; shown around grey, magnified as the row says, each with its
-        foreground-to-background ratio.
+      probabilities: (N, H, W), the probability that a pixel belongs to the foreground.
+      perturbations: by the attack's name, (N, H, W, C); shown around grey, magnified by the factor in the row's label,
+        each with its foreground-to-background ratio.
 
     Returns:
-      what draws it, and its size in inches.
+      the function that draws it, and its size in inches.
     """
 
     def draw(figure: Any, theme: Theme) -> None:
@@ -120,14 +120,14 @@ def foreground(
 def accuracy_against_bound(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]], unit: str
 ) -> tuple[Draw, tuple[float, float]]:
-    """Accuracy under an attack against its bound, a curve a training method: Figures 5, 8 and 9.
+    """Accuracy under an attack against its bound, one curve per training method (Figures 5, 8 and 9).
 
     Args:
-      curves: bounds and accuracies in per cent for each method's name; at most six.
+      curves: by the method's name, bounds and accuracies in per cent; at most six.
       unit: what bounds are measured in, e.g. "l2 norm" or "linf norm, 1/255".
 
     Returns:
-      what draws it, and its size in inches.
+      the function that draws it, and its size in inches.
     """
 
     def draw(figure: Any, theme: Theme) -> None:

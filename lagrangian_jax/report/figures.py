@@ -18,8 +18,8 @@ import numpy as np
 from lagrangian_jax.report import tables
 from lagrangian_jax.report.workdir import Pictures, Run
 
-# Hues that stay apart in every common form of colour blindness; lightness differs too. Use them in this order, and a
-# second channel (dashes, markers) besides: `LINES`.
+# Hues that stay distinct in every common form of colour blindness; their lightness differs too. Use them in this order,
+# and with a second channel: dashes (`LINES`) or markers.
 COLOURS = ("blue", "vermillion", "green", "purple", "sky", "ochre")
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 3)), "-")
 
@@ -33,7 +33,7 @@ class Theme:
     muted: str
     grid: str
     colours: Mapping[str, str]
-    sheet: str = "none"  # what is painted behind a figure; "none" leaves the page's background
+    sheet: str = "none"  # what is painted behind a figure; "none" shows the page's background
 
 
 LIGHT = Theme(
@@ -54,7 +54,7 @@ DARK = Theme(
         dict(zip(COLOURS, ("#4a9ee9", "#f07a35", "#33d79b", "#dc9ace", "#8fd0f5", "#e6c14a"), strict=True))
     ),
 )
-# Files that are seen on either kind of page, or printed: a white sheet.
+# For files that are shown on either kind of page, or printed: a white sheet.
 PAPER = dataclasses.replace(LIGHT, sheet="white")
 
 Draw = Callable[[Any, Theme], None]
@@ -104,7 +104,7 @@ def render(draw: Draw, size: tuple[float, float], theme: Theme = LIGHT, form: st
 
 
 def recolour(svg: bytes) -> bytes:
-    """A figure for light pages in the colours for dark ones: drawing, which takes the time, happens once."""
+    """Gives a figure for light pages the colours for dark ones: drawing, which takes the time, happens once."""
     pairs = {LIGHT.ink: DARK.ink, LIGHT.muted: DARK.muted, LIGHT.grid: DARK.grid}
     pairs |= {LIGHT.colours[name]: DARK.colours[name] for name in COLOURS}
     return re.sub("|".join(pairs), lambda found: pairs[found[0]], svg.decode()).encode()
@@ -137,7 +137,7 @@ class Panel:
     title: str
     curves: Sequence[Curve]
     axis: str
-    selected: float | None = None  # where the chosen checkpoint stands on the x axis
+    selected: float | None = None  # the position of the selected checkpoint on the x axis
 
     size = (4.6, 2.9)
 
@@ -173,7 +173,7 @@ def training(run: Run) -> list[Panel]:
     A measure without a finite value has no curve, and a panel without a curve is left out.
     """
     epochs = [line for line in run.train if _finite(line.get("epoch")) and line["epoch"] > 0 and line["step"] > 0]
-    # Steps, not the lines' own epochs, place both kinds of lines: validation counts whole epochs, training fractions.
+    # Both kinds of lines are placed by step, not by epoch: validation counts whole epochs, training fractions of them.
     scale, axis = (epochs[-1]["epoch"] / epochs[-1]["step"], "epoch") if epochs else (1.0, "step")
 
     def curve(name: str, lines: Sequence[Mapping[str, Any]], key: str, factor: float = 1.0) -> list[Curve]:
@@ -196,7 +196,7 @@ def training(run: Run) -> list[Panel]:
         Panel("perturbation", "Mean l2 norm of the perturbation", curve("norm", run.train, "perturbation_l2"), axis),
         Panel("saturated", "Saturated margins (%)", curve("share", run.train, "saturated", 100), axis),
         Panel("learning_rate", "Learning rate", curve("learning rate", run.train, "learning_rate"), axis),
-        Panel("speed", "Images a second", curve("speed", run.train, "images_per_second"), axis),
+        Panel("speed", "Images per second", curve("speed", run.train, "images_per_second"), axis),
     ]
     return [panel for panel in panels if panel.curves]
 
@@ -279,7 +279,7 @@ def pictures(rows: Sequence[PictureRow]) -> tuple[Draw, tuple[float, float]]:
     columns = max(len(images) for _, images in stripes)
 
     def draw(figure: Any, theme: Theme) -> None:
-        axes = figure.add_subplot()  # one for all: an axes a picture takes ten times as long
+        axes = figure.add_subplot()  # one for all pictures: an axes for each takes ten times as long
         axes.set_axis_off()
         for line, (name, images) in enumerate(stripes):
             axes.text(-0.1, line + 0.5, name, ha="right", va="center", fontsize=8)
@@ -300,7 +300,7 @@ def _finite(value: Any) -> bool:
 
 
 def _thin(x: np.ndarray, y: np.ndarray, most: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many points: means of neighbours, so that no peak is picked or lost by chance."""
+    """At most ``most`` points: means of neighbours, so that no peak is picked or lost by chance."""
     if len(x) <= most:
         return x, y
     edges = np.linspace(0, len(x), most + 1).astype(int)[:-1]

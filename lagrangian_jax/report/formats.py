@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 
-ABSENT = "–"  # the cell of a number that there is not
+ABSENT = "–"  # the cell of a missing number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Table:
 
     Attributes:
       header: headings.
-      rows: cells, a row as long as the header.
+      rows: cells, each row as long as the header.
       left: how many columns hold text and are aligned left; the others hold numbers.
       best: (row, column) of cells to emphasise.
       notes: remarks that belong below the table.
@@ -49,7 +49,7 @@ class Table:
         return "\n".join([*lines, *(["", *map(_printable, self.notes)] if self.notes else [])])
 
     def markdown(self) -> str:
-        """A pipe table, the best cells bold, notes below."""
+        """A pipe table with the best cells in bold and the notes below."""
         rule = [":--" if column < self.left else "--:" for column in range(len(self.header))]
         rows = [
             [f"**{markdown(cell)}**" if (r, c) in self.best else markdown(cell) for c, cell in enumerate(row)]
@@ -59,7 +59,7 @@ class Table:
         return "\n".join([*lines, *(line for note in self.notes for line in ("", markdown(note)))]) + "\n"
 
     def latex(self) -> str:
-        r"""A ``tabular`` with the rules of ``booktabs``, the best cells bold.
+        r"""A ``tabular`` with the rules of ``booktabs`` and the best cells in bold.
 
         >>> print(Table(["Run", "linf"], [["a_b", "33.33"]]).latex())
         \begin{tabular}{lr}
@@ -82,7 +82,7 @@ class Table:
         return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *lines, r"\end{tabular}", *notes]) + "\n"
 
     def csv(self) -> str:
-        """Comma-separated values, absent ones empty; notes left out."""
+        """Comma-separated values; absent ones are empty, and the notes are left out."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         for row in (self.header, *self.rows):
@@ -91,7 +91,7 @@ class Table:
 
 
 def markdown(cell: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Escapes text, so that Markdown shows it as it is."""
     cell = re.sub(r"([\\`*_|\[\]])", r"\\\1", _printable(cell))
     return cell.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -107,7 +107,7 @@ def picture(path: str, text: str) -> str:
 
 
 def latex(cell: str) -> str:
-    """Text that LaTeX typesets as it is; norms as mathematics."""
+    """Escapes text, so that LaTeX typesets it as it is; names of norms become mathematics."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", ABSENT: "--"}
     special |= {character: "\\" + character for character in "&%$#_{}"}
     cell = "".join(special.get(character, character) for character in _printable(cell))

@@ -100,7 +100,8 @@ def lead(run: Run) -> str:
 
 
 def duration(seconds: float) -> str:
-    """
+    """Seconds in words.
+
     >>> duration(3.14159), duration(754), duration(7380)
     ('3.14 s', '12 min 34 s', '2 h 03 min')
     """
@@ -111,7 +112,7 @@ def duration(seconds: float) -> str:
 
 
 def _headline(run: Run) -> str:
-    """The few numbers to remember, each with what stands behind it."""
+    """The few numbers to remember, each with what it is based on."""
     tiles = []
     attacks = [attack for attack in run.attacks if attack["total"]]
     clean = next((attack for attack in attacks if attack["name"] == "none"), None)
@@ -204,7 +205,7 @@ def _bar(attack: Mapping[str, Any]) -> str:
 
 
 def _pictures(run: Run) -> str:
-    """A table: a column an image, a row an attack; a cell holds image, perturbation and what the network says."""
+    """A table with a column per image and a row per attack; a cell holds image, perturbation and prediction."""
     rows = figures.picture_rows(run)
     if not rows:
         return ""
@@ -239,14 +240,14 @@ def _pictures(run: Run) -> str:
         body.append(f'<tr><th scope="row">{_norms(row.label)}{factor}</th>{"".join(cells)}</tr>')
     table = f'<thead><tr><th scope="col" class="text">Attack</th>{head}</tr></thead><tbody>{"".join(body)}</tbody>'
     text = (
-        "Above each column stands the true class, below each image what the network says: ✓ right, ✗ fooled. Under an "
-        "adversarial image its perturbation is shown around middle grey, magnified by the factor at the left."
+        "The true class is above each column, the network's prediction below each image: ✓ right, ✗ fooled. Below an "
+        "adversarial image, its perturbation is shown around middle grey, magnified by the factor on the left."
     )
     return f"<p>{text}</p>\n{_scroll(table, 'Pictures', 'pictures')}"
 
 
 def _picture(image: np.ndarray, alt: str) -> str:
-    """An image in [0, 1], (H, W, 1 or 3), as an inline element; PNG if small, reduced and JPEG if large."""
+    """An image in [0, 1], (H, W, 1 or 3), as an inline element: a PNG if small, a reduced JPEG if large."""
     from PIL import Image
 
     pixels = np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
@@ -327,7 +328,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _scroll(table: str, name: str, kind: str = "") -> str:
-    """A table in a container of its own that scrolls sideways, with the mouse, a finger or the keyboard."""
+    """A table in its own container, which scrolls sideways with the mouse, a finger or the keyboard."""
     mark = f' class="{kind}"' if kind else ""
     return (
         f'<div class="scroll" role="region" aria-label="{name}, table" tabindex="0"><table{mark}>{table}</table></div>'

@@ -1,7 +1,7 @@
 """The tables of a report.
 
 Accuracies are percentages of exact counts. The means are the paper's: plain means of accuracies over columns of its
-Tables 1 and 2, clean accuracy in neither. The worst case is the share of examples that are correct in every column.
+Tables 1 and 2, without the clean accuracy. The worst case is the share of examples that are correct in every column.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ MEANS = ("Unseen mean", "Union mean", "Worst case")
 ATTACKS_EXPLANATION = (
     "Each attack with its parameters. The interval is Wilson's, at 95%; norms are means over all images, on pixel "
     "values in [0, 1]; so is SSIM, the structural similarity to the clean image. Gradients and forwards are "
-    "evaluations an image, on average; seconds are without compilation."
+    "evaluations per image, on average; seconds are without compilation."
 )
 
 
@@ -53,7 +53,7 @@ def robustness(run: Run) -> Table:
 
 
 def attacks(run: Run) -> Table:
-    """A row an attack: parameters, counts, accuracy with its 95% Wilson interval, mean norms, seconds, evaluations."""
+    """A row per attack: parameters, counts, accuracy with its 95% Wilson interval, mean norms, seconds, evaluations."""
     header = ["Attack", "Parameters", "Correct", "Accuracy", "95% interval", "Mean l0", "Mean l2", "Mean linf", "SSIM"]
     header += ["Seconds", "Compile", "Gradients", "Forwards", "Attacked"]
     measures = (("l0", 1), ("l2", 3), ("linf", 4), ("ssim", 3))
@@ -76,7 +76,7 @@ def attacks(run: Run) -> Table:
 
 
 def terminal(run: Run) -> str:
-    """What the command line ends with: a line an attack, the means and the worst case, what is noteworthy."""
+    """What the command line prints last: a line per attack, the worst case, the means, and the notes."""
     full = attacks(run)
     shown = [name for name in ("Attack", "Correct", "Accuracy", "95% interval", "Mean l2", "Seconds")]
     chosen = [full.header.index(name) for name in shown if name in full.header]
@@ -95,9 +95,9 @@ def terminal(run: Run) -> str:
 
 
 def compare(runs: Sequence[Run]) -> Table:
-    """A row a run in the paper's columns; the best of a column emphasised.
+    """One row per run in the paper's columns; the best cell of each column is emphasised.
 
-    Where runs share a column but not the attack behind it, or not the data, a note below the table says so.
+    If runs share a column but not the attack behind it, or not the data, a note below the table says so.
     """
     accuracies = [column_accuracies(run) for run in runs]
     keys = sorted({key for row in accuracies for key in row}, key=_column_order)
@@ -115,8 +115,8 @@ def compare(runs: Sequence[Run]) -> Table:
 def column_accuracies(run: Run) -> dict[str, float]:
     """Accuracies by column, in the paper's order.
 
-    Attacks outside the paper's columns are left to the table of attacks; where no attack but the clean images has a
-    column, every attack is its own.
+    Attacks without a column are only in the table of attacks. If only the clean images have a column, every attack is
+    its own column.
     """
     columns = {key: attack["correct"] / attack["total"] for key, attack in _column_attacks(run).items()}
     summary = run.results.get("summary") or {}
@@ -126,18 +126,18 @@ def column_accuracies(run: Run) -> dict[str, float]:
 
 
 def run_means(run: Run) -> dict[str, float | None]:
-    """Unseen and union mean, as the evaluation computed them; None where a column of theirs is missing."""
+    """Unseen and union mean, as the evaluation computed them; None if one of their columns is missing."""
     summary = run.results.get("summary") or {}
     return {MEANS[0]: summary.get("unseen_mean"), MEANS[1]: summary.get("union_mean")}
 
 
 def mean_columns(run: Run) -> tuple[Sequence[str], Sequence[str]]:
-    """The columns of the unseen mean and of the union mean, of the paper's Table 1 or 2; empty without means."""
+    """The columns of the unseen mean and of the union mean, from the paper's Table 1 or 2; empty without means."""
     return suites.means_of(column_accuracies(run))
 
 
 def worst_case(run: Run) -> str:
-    """Per cent of examples that are correct in every column."""
+    """The percentage of examples that are correct in every column."""
     counts = (run.results.get("summary") or {}).get("worst_case") or {}
     return percent(counts["correct"] / counts["total"]) if counts.get("total") else ABSENT
 
@@ -172,7 +172,7 @@ def percent(share: float | None) -> str:
 
 
 def number(value: Any, digits: int = 0) -> str:
-    """A number with so many decimals."""
+    """A number with ``digits`` decimals."""
     finite = isinstance(value, int | float) and math.isfinite(value)
     return f"{value:.{digits}f}" if finite else ABSENT
 
@@ -204,7 +204,7 @@ def heading(key: str) -> str:
 
 
 def explanation(run: Run) -> str:
-    """What the robustness table's numbers are, with the columns that the means are over."""
+    """What the numbers of the robustness table are, and which columns its means are over."""
     parts = ["Accuracy in per cent under each attack."]
     unseen, union = mean_columns(run)
     if unseen:
@@ -223,7 +223,7 @@ def images(run: Run) -> str:
 
 
 def method(run: Run) -> str:
-    """That of the training; of weights from elsewhere the settings do not know it, whatever they name."""
+    """The training method; absent for weights from elsewhere, whatever the settings name."""
     if run.results and not (run.results.get("training") or run.train):
         return ABSENT
     name = (run.results.get("training") or {}).get("method") or run.config.get("method")
@@ -261,14 +261,14 @@ def run_names(runs: Sequence[Run]) -> list[str]:
 
 
 def _evaluations(attack: Mapping[str, Any], field: str) -> str:
-    """An average count; "<=" where it is a bound, because the attack may end early."""
+    """An average count, with "<=" if it is an upper bound because the attack may end early."""
     value = attack.get(field)
     text = number(value, 0 if isinstance(value, int) or (value or 0) % 1 == 0 else 1)
     return f"<= {text}" if text != ABSENT and attack.get("cost_exact") is False else text
 
 
 def _attacked(attack: Mapping[str, Any]) -> str:
-    """How many examples the attack ran on, where not on all; stage by stage, if it has several."""
+    """How many examples the attack ran on, by stage if it has several; absent if it always ran on all."""
     counts = attack.get("stages") or [attack.get("attacked") or attack["total"]]
     return ABSENT if set(counts) == {attack["total"]} else " ".join(map(str, counts))
 

@@ -1,4 +1,4 @@
-"""What a report reads: the files of a work directory, with damage noted rather than fatal."""
+"""What a report reads: the files of a work directory. Damage is noted rather than fatal."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ class Run:
     Attributes:
       workdir: where it is.
       config: the resolved settings, nested; empty if absent.
-      train: training lines of ``metrics.jsonl``, by step; of lines that a resumed run repeated, the last.
+      train: training lines of ``metrics.jsonl``, by step; the last one of lines that a resumed run repeated.
       validation: validation lines, likewise.
       results: ``results.json``; empty if absent.
       pictures: by attack name, for the attacks that kept some.
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes, if the settings or the results tell them."""
+        """Names of the classes, if the settings or the results have them."""
         for data in (self.config.get("data"), self.results.get("data")):
             for field in ("class_names", "classes"):
                 names = data.get(field) if isinstance(data, Mapping) else None
@@ -62,8 +62,8 @@ class Run:
 def read(workdir: str | pathlib.Path) -> Run:
     """Reads a work directory.
 
-    Files may be absent (a run that was stopped, an evaluation without training) and the last line of ``metrics.jsonl``
-    torn; what is there is used.
+    Files may be absent (a run that was stopped, an evaluation without training), and the last line of
+    ``metrics.jsonl`` may be torn; what is there is used.
 
     Raises:
       ValueError: not a work directory, or results that this version cannot read.

@@ -1,12 +1,12 @@
-"""The paper's tables and figures again, on networks that are trained where they are missing.
+"""Reproduces the paper's tables and figures, and trains the networks that are missing.
 
     python -m lagrangian_jax.reproduce table1 --workdir=runs/paper --dry-run
     python -m lagrangian_jax.reproduce all --preset=quick --workdir=runs/quick
 
 NAME is table1 to table7, f2b, figure2 to figure5, figure8, figure9, or all. Networks are kept in
-``DIR/networks/<configuration>-<method>/`` and shared; given again, a command goes on where it stopped. Fields of a
-configuration are set as ``--cifar10.train.epochs=10``. Exit codes: 0 done; 1 something was left out or stopped, and the
-message says why; 2 wrong usage; 75 asked to stop and the state is saved: run the same command again.
+``DIR/networks/<configuration>-<method>/`` and shared; the same command, given again, resumes where it stopped. Set
+fields of a configuration as ``--cifar10.train.epochs=10``. Exit codes: 0 done; 1 something was left out or stopped, and
+the message says why; 2 wrong usage; 75 asked to stop, with the state saved: run the same command again.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lagrangian_jax.reproduce",
         description=__doc__.splitlines()[0],
-        epilog="Fields of a configuration are set as --CONFIGURATION.FIELD=VALUE, as --cifar10.train.epochs=10.",
+        epilog="Set fields of a configuration as --CONFIGURATION.FIELD=VALUE, such as --cifar10.train.epochs=10.",
     )
     parser.add_argument("name", help="table1 ... table7, f2b, figure2 ... figure5, figure8, figure9, or all")
     parser.add_argument("--workdir", required=True, type=configuration.path, help="where networks and results are kept")
@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--use", action="append", default=[], metavar="NAME=WORKDIR", help="a trained network elsewhere"
     )
-    parser.add_argument("--dry-run", action="store_true", help="only says what would be done, and what it costs")
-    parser.add_argument("--rate", type=_rate, help="passes a second that --dry-run reckons with; else measured")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be done, and what it costs")
+    parser.add_argument("--rate", type=_rate, help="passes per second that --dry-run assumes; otherwise measured")
     arguments, rest = parser.parse_known_args(argv)
     try:
         configuration.prepare_jax(configuration.default())
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def prepare(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str], Any]:
-    """The experiments' names and the workbench; raises ValueError for what is not valid."""
+    """The experiments' names and the workbench; raises ValueError for invalid arguments."""
     import jax
 
     from lagrangian_jax.reproduce import networks, workbench
@@ -64,7 +64,7 @@ def prepare(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str], 
     known = sorted({network.method for network in every.values()})
     if strange := set(methods) - set(known):
         parts = " ".join(methods).replace(",", " ")
-        if set(parts.split()) <= set(known):  # a comma stands within some names
+        if set(parts.split()) <= set(known):  # some names contain a comma
             raise ValueError(f"--methods: separate them by spaces, --methods='{parts}'; got {arguments.methods!r}")
         raise unknown("method", min(strange), known)
     used = dict(_elsewhere(given, every) for given in arguments.use)
@@ -80,11 +80,11 @@ def prepare(arguments: argparse.Namespace, rest: list[str]) -> tuple[list[str], 
 
 
 def _elsewhere(given: str, every: Mapping[str, Any]) -> tuple[str, pathlib.Path]:
-    """The name and the work directory of ``--use``."""
+    """The network's name and its work directory, from ``--use``."""
     name, _, text = given.partition("=")
     path = pathlib.Path(text).expanduser()
     if not text:
-        raise ValueError(f"--use: expected NAME=WORKDIR, as cifar10-lagrangian=runs/cifar10; got {given!r}")
+        raise ValueError(f"--use: expected NAME=WORKDIR, such as cifar10-lagrangian=runs/cifar10; got {given!r}")
     if name not in every:
         raise unknown("network", name, every)
     if not (path / "weights.safetensors").is_file():
@@ -110,7 +110,7 @@ def show_plan(names: list[str], bench: Any, rate: float | None) -> None:
 
 
 def make(names: list[str], bench: Any) -> None:
-    """Makes one after the other; what cannot be made is told at the end, and is an error then."""
+    """Makes one after the other; raises an error at the end that says what could not be made."""
     from lagrangian_jax.reproduce import output
     from lagrangian_jax.reproduce.experiments import EXPERIMENTS
 

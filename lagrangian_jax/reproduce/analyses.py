@@ -29,7 +29,7 @@ from lagrangian_jax.reproduce.workbench import Workbench
 
 # ---- Table 3: the effective multiplier ----------------------------------------------------------
 
-# Loss and l2 budget, by the name of the analysis; the first is compared with the paper, which tells neither.
+# Loss and l2 budget, by the name of the analysis; the first is compared with the paper, which states neither.
 MULTIPLIERS = {
     "cross_entropy_1": ("cross_entropy", 1.0),
     "margin_1": ("margin", 1.0),
@@ -37,7 +37,7 @@ MULTIPLIERS = {
     "cross_entropy_1.5": ("cross_entropy", 1.5),
 }
 MULTIPLIER_STEPS = 40  # of each of three searches
-MULTIPLIER_COST = tuple(  # PGD three times over stands for a multiplier in estimates
+MULTIPLIER_COST = tuple(  # in estimates, a multiplier costs as much as three runs of PGD
     Row(f"multiplier_{name}", "pgd_l2", {"bound": bound, "steps": 3 * MULTIPLIER_STEPS})
     for name, (_, bound) in MULTIPLIERS.items()
 )
@@ -51,10 +51,10 @@ def multipliers(bench: Workbench, work: Sequence[Work]) -> Outcome:
         columns[f"{name}_{estimator}"] = f"{'CE' if loss == 'cross_entropy' else loss}, {bound:g}, {estimator}"
     outcome = Outcome(columns, paper.TABLE3, paper.METHODS)
     outcome.remarks.append(
-        "Derivative of the adversarial loss by the l2 budget, over the test images, misclassified ones too. Mean and "
-        "Std (of the population) are of the cross-entropy at a budget of 1.0, by central difference; the paper tells "
-        "neither loss, budget nor estimator. The other columns are means by loss, budget and estimator; the envelope "
-        "estimator counts the values inside the box of images alone."
+        "Derivative of the adversarial loss with respect to the l2 budget, over the test images, including "
+        "misclassified ones. Mean and Std (of the population) are of the cross-entropy at a budget of 1.0, by central "
+        "difference; the paper states neither loss, budget nor estimator. The other columns are means by loss, budget "
+        "and estimator; the envelope estimator counts only the values inside the box of images."
     )
     steps = QUICK_STEPS if bench.preset == "quick" else MULTIPLIER_STEPS
     for network, found, _ in paired(bench, work):
@@ -82,7 +82,7 @@ def multipliers(bench: Workbench, work: Sequence[Work]) -> Outcome:
 SEGMENTATION = Network("segmentation_cifar", "segmentation")
 ATTENTION = Network("imagenet100", "standard")
 STAGES = {"": -1, "_before": -2}  # of the attention maps: the last one, and the one before it
-# The same form with either penalty, with the parameters of training.
+# The Lagrangian form with either penalty, with the parameters of training.
 PENALTIES = {
     "cifar10": {
         "l2": Row("lagrangian"),
@@ -117,9 +117,9 @@ def ratios(bench: Workbench, work: Sequence[Work]) -> Outcome:
     columns |= {f"{key}_before": f"{heading}, stage before" for key, heading in columns.items()}
     outcome = Outcome(columns, paper.F2B, {"cifar10": "CIFAR-10", "imagenet100": "ImageNet-100"}, heading="Data")
     outcome.remarks.append(
-        "The mean over images of the mean perturbation of the foreground over that of the background; images where it "
-        "is not defined are left out. On CIFAR-10 the foreground is the segmentation network's; on ImageNet-100 it is "
-        "the attention map of the last stage (and of the one before) of a network that was trained on clean images."
+        "The mean perturbation of the foreground divided by that of the background, averaged over images; images where "
+        "it is not defined are left out. On CIFAR-10 the foreground is the segmentation network's; on ImageNet-100 it "
+        "is the attention map of the last stage (and of the one before) of a network that was trained on clean images."
     )
     attacked = [each for each in work if not each.helps]
     for network, found, (_, rows, *_) in paired(bench, attacked):

@@ -1,7 +1,7 @@
 """What a training and an evaluation cost, counted in their programs before anything runs.
 
-The unit is a forward pass of the network over one image. A gradient by the image is a pass and as much again, one by
-the weights a pass and twice as much again: 13 passes an image for training with the Lagrangian attack in 5 steps.
+The unit is a forward pass of the network over one image. A gradient by the image costs its pass and as much again, one
+by the weights its pass and twice as much again: 13 passes per image for training with the Lagrangian attack in 5 steps.
 """
 
 import functools
@@ -24,7 +24,7 @@ _SIZE, _CLASSES, _BATCH = 32, 10, 2
 
 
 class Passes(NamedTuple):
-    """Of one image: forward passes, gradients by the image, gradients by the weights; ``exact`` or upper bounds."""
+    """Forward passes, gradients by the image and gradients by the weights, per image; upper bounds unless ``exact``."""
 
     forward: float
     by_image: float
@@ -33,12 +33,12 @@ class Passes(NamedTuple):
 
     @property
     def units(self) -> float:
-        """In forward passes; each gradient comes on top of its pass."""
+        """The cost in forward passes; each gradient comes on top of its pass."""
         return self.forward + self.by_image + 2 * self.by_weights
 
 
 class _Probe(nn.Module):
-    """Stands for the network: the count does not depend on which it is."""
+    """Stands in for the network: the count does not depend on which one it is."""
 
     @nn.compact
     def __call__(self, images, train=False, features=False):
@@ -57,7 +57,7 @@ def of_training(config: ConfigDict) -> Passes:
         return Passes(1.0, 0.0, 1.0)
     values = {name: value for name, value in config.method.items() if name != "weights"}
     if values.get("distance") in distances.names():
-        values["distance"] = "l2"  # counts the classifier's passes alone, and needs no weights
+        values["distance"] = "l2"  # only the classifier's passes count, and l2 needs no weights
     return _of_method(json.dumps(values, sort_keys=True))
 
 
@@ -71,7 +71,7 @@ def _of_method(given: str) -> Passes:
     network = methods.Network(_Probe(), params, {})
 
     def craft(keys, images):
-        # After any warm-up, which may cost less.
+        # At a step after any warm-up, which may cost less.
         return method.craft(keys, network, batch._replace(images=images), method.memory(_BATCH), 1e6)
 
     def outer(clean, crafted, memory):
@@ -84,7 +84,7 @@ def _of_method(given: str) -> Passes:
     forward, by_image, exact = _count(craft, keys, images)
     assert forward is not None
     assert by_image is not None
-    # A pass whose gradient by the images is taken is one whose gradient by the weights is.
+    # Whichever pass has its gradient by the images taken has its gradient by the weights taken too.
     memory = jax.tree.map(jnp.zeros_like, jax.eval_shape(craft, keys, images).memory)
     outer_forward, by_weights, _ = _count(jax.grad(functools.partial(outer, memory=memory), (0, 1)), images, images)
     assert outer_forward is not None
@@ -93,14 +93,14 @@ def _of_method(given: str) -> Passes:
 
 
 def of_row(row: Row) -> Passes:
-    """One image under an attack of a suite, with the pass that reads the prediction.
+    """One image under an attack of a suite, including the pass that reads the prediction.
 
-    Attacks in stages, which leave out what is fooled already, count as if nothing were ever fooled.
+    Attacks in stages, which leave out images that are fooled already, count as if none were ever fooled.
 
     >>> of_row(Row("pgd_l2", parameters={"steps": 40}))
     Passes(forward=41.0, by_image=40.0, by_weights=0.0, exact=True)
     """
-    # Neither how far an attack may go nor in what steps changes the count.
+    # The count depends neither on how far an attack may go nor on the size of its steps.
     kept = {name: value for name, value in row.parameters.items() if name not in ("step_size", "multiplier")}
     kept |= {"bound": 1.0} if "bound" in kept else {}
     return _of_attack(row.attack, json.dumps(kept, sort_keys=True))
@@ -116,7 +116,7 @@ def _of_attack(name: str, given: str) -> Passes:
     keys = jax.random.split(jax.random.key(0), _BATCH)
     weights = jnp.zeros((images[0].size, _CLASSES))
     logits_fn = marked(lambda images: images.reshape(len(images), -1) @ weights)
-    # LPA's loops inside loops and Square's queries end as the data say; these are the most that they take.
+    # The data decide when LPA's loops inside loops and Square's queries end; this is the most that they take.
     most = attack.parameters.get("queries") or _rounds(attack.parameters)
     forward, by_image, exact = 1.0, 0.0, not attack.survivors
     counted: dict[Any, tuple[float | None, float | None, bool]] = {}
@@ -125,7 +125,7 @@ def _of_attack(name: str, given: str) -> Passes:
             run = functools.partial(_stage, stage.function, logits_fn, stage.arguments)
             counted[stage.function] = _count(run, keys, images, labels)
         more, gradients, whole = counted[stage.function]
-        # Every stage of several has its predictions read; of a plain attack that pass is the one above.
+        # Predictions are read after each stage of an attack in stages; a plain attack's one such pass is counted above.
         forward += (most if more is None else more) + attack.survivors
         by_image += most if gradients is None else gradients
         exact &= whole
@@ -141,8 +141,8 @@ def _stage(function, logits_fn, arguments, keys, images, labels):
 
 
 def _count(function: Callable[..., Any], *arguments: Any) -> tuple[float | None, float | None, bool]:
-    """Forward passes and gradients by the images in a function's program (None: it does not tell); whether exact."""
-    meter = Meter(jax.jit(function))  # inside of it no loop is counted as it runs: bounds take their place
+    """Forward passes and gradients by the images in a function's program (None if it does not tell); whether exact."""
+    meter = Meter(jax.jit(function))  # inside `jit` no loop is counted as it runs; bounds take its place
     jax.eval_shape(meter, *arguments)
     logits, pixels = _BATCH * _CLASSES, math.prod((_BATCH, _SIZE, _SIZE, 3))
     forward, gradients, exact = meter.cost([], logits, pixels)

@@ -1,4 +1,4 @@
-"""What an experiment is: attacks on networks, and an outcome to put beside the paper's."""
+"""What an experiment is: attacks on networks, and an outcome to compare with the paper's."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,17 +12,17 @@ from lagrangian_jax.reproduce import paper
 from lagrangian_jax.reproduce.networks import Network
 from lagrangian_jax.reproduce.workbench import Trained, Workbench
 
-SHOWN = 6  # images of a figure of pictures
+SHOWN = 6  # images in a figure of pictures
 
 
 class Work(NamedTuple):
     """Attacks on a network.
 
     Attributes:
-      network: trained first.
+      network: the network to attack, trained first.
       rows: a suite by name, or rows.
       images: "test", "grid" for those that parameters are chosen on, or "shown" for a few test images.
-      helps: it tells the foreground for another network's attacks.
+      helps: whether the network only gives the foreground for attacks on another one.
     """
 
     network: Network
@@ -38,13 +38,13 @@ class Outcome:
     Attributes:
       columns: headings by key.
       rows: values by row and column.
-      paper: the paper's, likewise.
-      labels: of the rows.
-      heading: of the labels.
+      paper: the paper's values, likewise.
+      labels: the rows' labels, by key.
+      heading: the heading of the labels.
       networks: by name, what each is and what was measured on it, as JSON.
       remarks: what a reader must know.
       details: anything else, as JSON.
-      figure: what draws it, and its size in inches.
+      figure: the function that draws it, and its size in inches.
     """
 
     columns: Mapping[str, str]
@@ -58,7 +58,7 @@ class Outcome:
     figure: tuple[figures.Draw, tuple[float, float]] | None = None
 
     def take(self, network: Network, found: Trained, result: Result | None = None) -> None:
-        """Notes where numbers come from."""
+        """Records where numbers come from."""
         entry = self.networks.setdefault(
             network.name,
             {
@@ -79,14 +79,14 @@ class Outcome:
             self.remarks += [f"{network.name}: {failure}" for failure in result.failures]
 
     def took(self, network: Network, name: str, kept: Mapping[str, np.ndarray]) -> None:
-        """Notes how many images an analysis saw, and its seconds."""
+        """Records how many images an analysis saw, and how many seconds it took."""
         entry = self.networks[network.name]
         entry["data"] |= {"examples": len(kept["index"])}
         entry["analyses"][name] = {"seconds": float(kept["seconds"])}
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What the trainings took, as far as their work directories tell, and the attacks and analyses."""
+        """How long the trainings took, as far as their work directories tell, and the attacks with the analyses."""
         entries = self.networks.values()
         trainings = [entry["training"]["seconds"] for entry in entries if entry["training"]]
         attacks = [attack["seconds"] + attack["compile_seconds"] for entry in entries for attack in entry["attacks"]]
@@ -100,8 +100,8 @@ class Experiment:
 
     Attributes:
       title: what it shows.
-      work: attacks on networks, so that what they cost can be told before anything runs.
-      make: trains what is missing, attacks, and says what there is to show.
+      work: the attacks on networks, listed so that their cost can be estimated before anything runs.
+      make: trains what is missing, attacks, and returns what there is to show.
     """
 
     title: str
@@ -110,7 +110,7 @@ class Experiment:
 
 
 def paired(bench: Workbench, work: Sequence[Work]) -> Iterator[tuple[Network, Trained, Work]]:
-    """Each piece of work with its network, trained just before; what has no network is left out."""
+    """Each piece of work with its network, trained just before; work whose network cannot be had is left out."""
     work = bench.chosen(work)
     for network, found in bench.each(list(dict.fromkeys(each.network for each in work))):
         for each in work:

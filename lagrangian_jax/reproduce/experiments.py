@@ -9,7 +9,7 @@ from lagrangian_jax.reproduce.networks import Network
 from lagrangian_jax.reproduce.robustness import pgd
 
 CLEAN = Row("none", column="clean", label="Clean")
-FOREGROUND = (dataclasses.replace(CLEAN, name="foreground"),)  # a pass of the network that tells it
+FOREGROUND = (dataclasses.replace(CLEAN, name="foreground"),)  # one pass of the network that predicts it
 LAGRANGIAN = Network("cifar10", "lagrangian")
 TABLE1 = ("standard", *paper.TABLE1, "mart", "threshold_l2", "threshold_linf")
 TABLE2 = ("standard", *paper.TABLE2, "pgd_l2,early_stopping", "pgd_linf,early_stopping")

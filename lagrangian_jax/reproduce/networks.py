@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from lagrangian_jax import config as configuration
 from lagrangian_jax.names import unknown
 
-# By preset, what follows the method in the name of each configuration; one that is not here follows the paper. "quick"
-# is no preset of a configuration: a tiny network on the digits takes the place of each.
+# For each preset, by configuration, what follows the method in ``--config``; a configuration that is not listed follows
+# the paper. "quick" is not a preset of any configuration: a tiny network on the digits takes the place of each.
 _SLIM = {name: "slim" for name in ("cifar10", "cifar10_three_classes", "segmentation_cifar", "imagenet100", "flowers")}
 PRESETS: dict[str, dict[str, str]] = {
     "paper": {},
@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, str]] = {
     "comparison": _SLIM | {"cifar10": "comparison", "cifar10_three_classes": "comparison"},
     "quick": {},
 }
-QUICK_STEPS = 2  # of training, of each epoch; and at most of an attack
+QUICK_STEPS = 2  # training steps per epoch, and most steps of an attack
 
 
 class Network(NamedTuple):
@@ -26,7 +26,7 @@ class Network(NamedTuple):
 
     Attributes:
       config: the name of a packaged configuration.
-      method: of training; after a comma, presets that belong to it whatever the size of the run (early_stopping).
+      method: the training method; after a comma, presets that go with it at any size of the run (early_stopping).
     """
 
     config: str
@@ -34,7 +34,7 @@ class Network(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its work directory."""
+        """The name of its work directory."""
         return "-".join([self.config, *self.method.split(",")])
 
     def configuration(self, preset: str) -> str:
@@ -46,9 +46,9 @@ def load(network: Network, preset: str, overrides: Mapping[str, Sequence[tuple[s
     """The locked configuration of a network.
 
     Args:
-      network: which.
+      network: the network.
       preset: a key of `PRESETS`.
-      overrides: by the configuration's name, fields and their values as text.
+      overrides: by the configuration's name, pairs of a field and its value as text.
 
     Raises:
       ValueError: an unknown field or a wrong value.
@@ -63,7 +63,7 @@ def load(network: Network, preset: str, overrides: Mapping[str, Sequence[tuple[s
 
 
 def _concerns(field: str, config: ConfigDict) -> bool:
-    """A parameter of a method is set for the methods that have it."""
+    """Whether a field applies to a configuration: a method's parameter, only if the configured method has it."""
     group, _, name = field.partition(".")
     return group != "method" or name in config.method
 
@@ -73,13 +73,13 @@ def check_overrides(wanted: Sequence[Network], preset: str, overrides: Mapping[s
     configs = [(network.configuration(preset), load(network, preset, overrides)) for network in wanted]
     for name, fields in overrides.items():
         for field, value in fields:
-            if not any(name == of and _concerns(field, config) for of, config in configs):
-                used = ", ".join(sorted({of for of, _ in configs}))
+            if not any(name == known and _concerns(field, config) for known, config in configs):
+                used = ", ".join(sorted({known for known, _ in configs}))
                 raise ValueError(f"--{name}.{field}={value} concerns no network that is asked for; they are of {used}")
 
 
 def read_overrides(arguments: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """``--cifar10.train.epochs=10``: by configuration, fields and their values as text.
+    """Parses ``--cifar10.train.epochs=10``: by configuration, pairs of a field and its value as text.
 
     Raises:
       UsageError: an argument of another form, or an unknown configuration.
@@ -94,7 +94,7 @@ def read_overrides(arguments: Sequence[str]) -> dict[str, list[tuple[str, str]]]
         field, equals, value = rest.partition("=")
         if not (argument.startswith("--") and dot and equals):
             raise configuration.UsageError(
-                f"unknown argument {argument!r}; fields of a configuration are set as --cifar10.field=value"
+                f"unknown argument {argument!r}; set fields of a configuration as --cifar10.field=value"
             )
         if name not in known:
             raise configuration.UsageError(str(unknown("configuration", name, known)))
@@ -103,7 +103,7 @@ def read_overrides(arguments: Sequence[str]) -> dict[str, list[tuple[str, str]]]
 
 
 def spec(network: Network, preset: str) -> str:
-    """The argument of ``--config`` that says the same."""
+    """The equivalent argument of ``--config``."""
     method, *presets = network.method.split(",")
     options = [method, PRESETS[preset].get(network.config, ""), *presets]
     return f"{network.config}:{','.join(option for option in options if option)}".rstrip(":")

@@ -17,7 +17,7 @@ SCHEMA = 1
 
 
 def write(folder: pathlib.Path, name: str, experiment: Experiment, outcome: Outcome, bench: Workbench) -> Table:
-    """Writes ``name.json``, ``.md``, ``.tex`` and ``.csv``, for a figure ``.svg`` and ``.png``; returns the table."""
+    """Writes ``name.json``, ``.md``, ``.tex``, ``.csv``, and a figure as ``.svg`` and ``.png``; returns the table."""
     found = to_json(name, experiment, outcome, bench)
     write_whole(folder / f"{name}.json", json.dumps(found, indent=2) + "\n")
     shown = table(found)
@@ -32,7 +32,7 @@ def write(folder: pathlib.Path, name: str, experiment: Experiment, outcome: Outc
 
 
 def to_json(name: str, experiment: Experiment, outcome: Outcome, bench: Workbench) -> dict[str, Any]:
-    """All of an outcome, with what it was made by, from and in how many seconds."""
+    """All of an outcome, with the software and machine that made it, its networks, and the seconds it took."""
     rows = []
     for key in dict.fromkeys([*outcome.rows, *outcome.paper]):
         here = {column: value for column, value in outcome.rows.get(key, {}).items() if math.isfinite(value)}

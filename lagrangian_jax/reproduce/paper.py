@@ -1,14 +1,15 @@
 """The paper's numbers, as printed: Azizmalayeri and Rohban 2021, arXiv 2103.15385v1.
 
-Per cent, or l2 norms of images in [0, 1], by row and column of `lagrangian_jax.reproduce.experiments`. Tables 1 and 2
-are not all here: of the rivals' rows the project's notes hold single entries, and what is not known is left out rather
-than guessed. Of "Ours" in Table 1 four columns are known to one decimal (StAdv, noise, blur, PGD0).
+By row and column of `lagrangian_jax.reproduce.experiments`, accuracies are in per cent, and l2 norms are of images in
+[0, 1]. Tables 1 and 2 are incomplete: the project's notes have only single entries of the rivals' rows, and what is not
+known is left out rather than guessed. Four columns of "Ours" in Table 1 (StAdv, noise, blur, PGD0) are known to one
+decimal.
 
-What the paper prints that cannot be right: Table 7's PGD0 (ten pixels of three channels cannot differ by more than
-5.48; the entry repeats that of Elastic); Table 4's 50.5 for AT-linf on ImageNet-100, where Table 2 has 50.35.
+Two entries of the paper cannot be right: Table 7's PGD0 (ten pixels of three channels cannot differ by more than 5.48;
+the entry repeats that of Elastic), and Table 4's 50.5 for AT-linf on ImageNet-100, where Table 2 has 50.35.
 """
 
-# The paper's names of the methods, by method and presets of a configuration.
+# The paper's names for the methods, by method and presets of a configuration.
 METHODS = {
     "standard": "Standard",
     "pgd_l2": "AT-l2",
@@ -64,7 +65,7 @@ TABLE2 = {
     "lagrangian": {"clean": 70.25, "linf": 46.47, "l2": 46.59, "unseen_mean": 53.21},
 }
 
-# Mean and standard deviation over the samples; loss, budget and estimator are not told.
+# Mean and standard deviation over the samples; the paper states neither loss, budget nor estimator.
 TABLE3 = {
     "ddn": {"mean": 1.14, "std": 0.84},
     "mma": {"mean": 1.65, "std": 1.72},
@@ -83,8 +84,8 @@ TABLE4 = {
     "imagenet100:pgd_linf": {"pgd_small": 50.5, "mpgd_small": 49.84, "pgd_large": 31.15, "mpgd_large": 27.76},
 }
 
-# The table's text is scrambled in the sources; put together again so that 1.0 and 8/255 agree with Table 1. The 51.49
-# of AT-linf at 0.75 is in doubt.
+# The table's text is scrambled in the sources; it is put together here so that 1.0 and 8/255 agree with Table 1. The
+# 51.49 of AT-linf at 0.75 is in doubt.
 TABLE5 = {
     method: dict(zip(("l2_0.75", "l2_1", "l2_1.25", "linf_6", "linf_8", "linf_10"), values, strict=True))
     for method, values in {
@@ -96,7 +97,7 @@ TABLE5 = {
     }.items()
 }
 
-# AutoAttack beside PGD in 40 steps.
+# AutoAttack, and PGD in 40 steps.
 TABLE6 = {
     "cifar10:lagrangian": {"linf": 48.12, "autoattack_linf": 38.47, "l2": 54.17, "autoattack_l2": 44.98},
     "cifar10:pat": {"linf": 43.19, "autoattack_linf": 33.75, "l2": 46.19, "autoattack_l2": 39.21},

@@ -19,7 +19,7 @@ from lagrangian_jax.reproduce.experiment import SHOWN, Experiment
 from lagrangian_jax.reproduce.networks import Network
 from lagrangian_jax.reproduce.workbench import GRID_IMAGES, Workbench
 
-# Images of the data sets, training and test; a plan reads no data. ImageNet-100's are a tenth of ImageNet's, about.
+# Training and test images of the data sets; a plan reads no data. ImageNet-100's are about a tenth of ImageNet's.
 SIZES = {
     "cifar10": (50_000, 10_000),
     "cifar10_three_classes": (15_000, 3_000),
@@ -34,9 +34,9 @@ def lines(bench: Workbench, experiments: Sequence[Experiment], rate: float | Non
     """The plan as text: what is trained, what is attacked, and the sum.
 
     Args:
-      bench: the folder; networks that it holds are not trained again.
+      bench: the workbench; networks that it holds are not trained again.
       experiments: what is asked for; what they share is counted once.
-      rate: forward passes a second, of one image; None measures it for each network, on one device.
+      rate: forward passes of one image per second; None measures it for each network, on one device.
 
     Raises:
       ValueError: an unknown data set, or a batch or a number of held-out images that does not suit it.
@@ -46,7 +46,7 @@ def lines(bench: Workbench, experiments: Sequence[Experiment], rate: float | Non
     text = ["Networks:"]
     for network in dict.fromkeys(each.network for each in work):
         text += _training(bench, network, clock)
-    text.append("Attacks, as many passes as they take at most, whatever is done already:")
+    text.append("Attacks, with the most passes that they can take, including those done already:")
     for network, kind in dict.fromkeys((each.network, each.images) for each in work):
         rows = {
             row.name: row
@@ -61,15 +61,15 @@ def lines(bench: Workbench, experiments: Sequence[Experiment], rate: float | Non
         text.append(f"    {', '.join(f'{name} ({units:g})' for name, units in found.items())}")
     text.append(f"Sum: {clock.passes:.3g} passes, {clock.seconds:,.0f} s, {clock.seconds / 3600:,.1f} hours")
     text.append(
-        "A pass is a forward pass of that network over one image; in brackets passes an image, a gradient by the image "
-        "one more than its pass, one by the weights two more. LPIPS and segmentation are not counted. "
+        "A pass is a forward pass of that network over one image; in brackets are passes per image. A gradient by the "
+        "image costs one more than its pass, one by the weights two more. LPIPS and segmentation are not counted. "
         + ("The rate is as given." if rate else "Rates are measured now, on one device.")
     )
     return text
 
 
 class _Clock:
-    """Sums passes and the seconds that they take."""
+    """Adds up passes and the seconds that they take."""
 
     def __init__(self, rate: float | None) -> None:
         self.passes, self.seconds = 0.0, 0.0
@@ -81,15 +81,15 @@ class _Clock:
         return f"{passes:.3g} passes, {passes / rate:,.0f} s at {rate:,.0f} passes a second"
 
     def _rate(self, config: ConfigDict) -> float:
-        what = {**configuration.plain(config.network), "precision": config.precision, "size": config.data.image_size}
-        network = json.dumps(what, sort_keys=True)
+        fields = {**configuration.plain(config.network), "precision": config.precision, "size": config.data.image_size}
+        network = json.dumps(fields, sort_keys=True)
         if network not in self._measured:
             self._measured[network] = measured_rate(config)
         return self._measured[network]
 
 
 def measured_rate(config: ConfigDict, seconds: float = 1.0) -> float:
-    """Passes a second on this device, from gradients by the images, two passes each, of the configured network."""
+    """Passes per second of the configured network on this device, from gradients by the images, two passes each."""
     size, batch = config.data.image_size, 32 if jax.default_backend() == "cpu" else config.evaluation.batch_size
     network = build_network(config, 10)
     images = jnp.full((batch, size, size, 3), 0.5)
@@ -134,7 +134,7 @@ def _training(bench: Workbench, network: Network, clock: _Clock) -> list[str]:
 
 
 def _count(config: ConfigDict) -> tuple[int, int]:
-    """Training and test images."""
+    """The numbers of training and test images."""
     if config.data.name not in SIZES:
         raise unknown("data set", config.data.name, SIZES)
     train, test = SIZES[config.data.name]

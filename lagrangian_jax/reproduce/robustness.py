@@ -21,12 +21,12 @@ def robustness(bench: Workbench, work: Sequence[Work]) -> Outcome:
     columns = {row.column: tables.heading(row.column) for row in suite if row.column}
     outcome = Outcome(columns | MEANS | OVER_OURS, of_paper, paper.METHODS)
     outcome.remarks.append(
-        "The paper's entries are those that the project's sources tell, not all that it prints; of its numbers 41.6, "
-        "52.9, 62.4, 63.4, 17.9 and 15.0 (Table 1) the second decimal is not known."
+        "The paper's entries are those that the project's sources give, not all that it prints; the second decimal of "
+        "41.6, 52.9, 62.4, 63.4, 17.9 and 15.0 (Table 1) is not known."
     )
     outcome.remarks.append(
-        "The standard error is that of the difference to Ours over the same images; one training each, so how much "
-        "another seed would change is not in it."
+        "The standard error is that of the difference from Ours over the same images; each method was trained once, so "
+        "it does not include how much another seed would change."
     )
     withstood = {}
     for network, found, (_, rows, *_) in paired(bench, work):
@@ -70,7 +70,7 @@ def _over(theirs: np.ndarray | None, ours: np.ndarray | None) -> dict[str, float
 
 # ---- Table 4: MPGD against PGD, each with the step size that hurts most -------------------------
 
-GRID = (1 / 40, 1 / 33, 1 / 20, 1 / 10, 1 / 5, 1 / 4, 1 / 2, 1.0, 2.0)  # step sizes over the bound
+GRID = (1 / 40, 1 / 33, 1 / 20, 1 / 10, 1 / 5, 1 / 4, 1 / 2, 1.0, 2.0)  # step sizes, divided by the bound
 BOUNDS = {"cifar10": {"small": 8, "large": 16}, "imagenet100": {"small": 4, "large": 8}}  # linf, times 255
 
 
@@ -92,7 +92,7 @@ def step_sizes(bench: Workbench, work: Sequence[Work]) -> Outcome:
     }
     outcome = Outcome(columns, paper.TABLE4, labels(paper.TABLE4))
     outcome.remarks.append(
-        "Step sizes are chosen on training or validation images, by the lowest accuracy there; accuracies are of the "
+        "Step sizes are chosen on training or validation images, by the lowest accuracy there; accuracies are on the "
         "test images. The bounds are 8/255 and 16/255 on CIFAR-10, 4/255 and 8/255 on ImageNet-100."
     )
     for network, found, (_, rows, *_) in paired(bench, [each for each in work if each.images == "grid"]):
@@ -100,7 +100,7 @@ def step_sizes(bench: Workbench, work: Sequence[Work]) -> Outcome:
         chosen = []
         for attack in ("pgd_linf", "mpgd"):
             for size in ("small", "large"):
-                tried = [found for found in searched.attacks if found.name.startswith(f"{attack}_{size}_")]
+                tried = [result for result in searched.attacks if result.name.startswith(f"{attack}_{size}_")]
                 best = min(tried, key=lambda result: result.correct)
                 parameters = {name: best.parameters[name] for name in ("bound", "steps", "step_size")}
                 chosen.append(Row(f"{attack}_{size}_searched", attack, parameters))
@@ -129,7 +129,7 @@ STANDARD: dict[str, dict[str, float]] = {  # the bounds of Tables 1 and 2; linf 
 
 
 def pgd(norm: str, bound: float, config: str = "cifar10") -> Row:
-    """PGD in 40 steps; ``bound`` in units of 1/255 for linf. At the budgets of Tables 1 and 2 it is their row."""
+    """PGD in 40 steps; ``bound`` in units of 1/255 for linf. At the budgets of Tables 1 and 2, it is their row."""
     name = f"pgd_{norm}" if bound == STANDARD.get(config, {}).get(norm) else f"pgd_{norm}_{bound:g}"
     scale, unit = (255, "/255") if norm == "linf" else (1, "")
     return Row(name, f"pgd_{norm}", {"bound": bound / scale, "steps": 40}, label=f"PGD {norm} {bound:g}{unit}")
@@ -154,7 +154,7 @@ def budgets(bench: Workbench, work: Sequence[Work]) -> Outcome:
 
 
 def autoattack_rows(config: str) -> tuple[Row, ...]:
-    """At each of the two budgets of Table 1 or 2, PGD and AutoAttack."""
+    """PGD and AutoAttack, at each of the two budgets of Table 1 or 2."""
     rows = []
     for norm, bound in STANDARD[config].items():
         weak = pgd(norm, bound, config)

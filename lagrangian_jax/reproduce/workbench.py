@@ -26,8 +26,8 @@ from lagrangian_jax.reproduce import networks
 from lagrangian_jax.reproduce.networks import QUICK_STEPS, Network
 from lagrangian_jax.workdir import open_workdir, summary_of_training, write_whole
 
-GRID_IMAGES = 1000  # training images to choose step sizes on, where the configuration holds none out for validation
-# What "quick" shortens of an attack.
+GRID_IMAGES = 1000  # training images to choose step sizes on, if the configuration holds out none for validation
+# The most that "quick" leaves of an attack's parameters.
 _SHORT = {"steps": QUICK_STEPS, "rounds": 1, "restarts": 1, "targets": 2, "queries": 4, "max_pixels": 2}
 
 
@@ -43,13 +43,13 @@ class Trained(NamedTuple):
 
 @dataclasses.dataclass
 class Workbench:
-    """A folder with the networks of a preset, trained as they are asked for, and with what was measured on them.
+    """A folder with the networks of a preset, trained on demand, and with what was measured on them.
 
     Attributes:
       folder: holds ``networks/<name>/``, work directories like any other.
       preset: a key of `networks.PRESETS`.
-      overrides: by configuration, fields and values as text.
-      used: by name, work directories elsewhere in place of those in ``networks/``.
+      overrides: by the configuration's name, pairs of a field and its value as text.
+      used: by name, work directories elsewhere that replace those in ``networks/``.
       methods: only networks of these methods; all, if empty.
       left_out: what could not be done, and why.
     """
@@ -79,10 +79,10 @@ class Workbench:
         return (self.workdir(network) / "weights.safetensors").is_file()
 
     def trained(self, network: Network) -> Trained:
-        """A network, trained now unless its work directory holds it; goes on where a training stopped.
+        """A network, trained now unless its work directory holds it; a training that was stopped resumes.
 
         Raises:
-          ValueError: the work directory is another configuration's, or the data is missing.
+          ValueError: the work directory belongs to another configuration, or the data is missing.
         """
         name = network.name
         if name not in self._trained:
@@ -101,10 +101,10 @@ class Workbench:
         return self._trained[name]
 
     def each(self, wanted: Sequence[Network]) -> Iterator[tuple[Network, Trained]]:
-        """The networks in turn; one that cannot be trained or has no data is left out, which `left_out` says.
+        """The networks in turn; one that cannot be trained or has no data is left out, and `left_out` says so.
 
         Raises:
-          ValueError: not one could be had; says why.
+          ValueError: none of them could be had; says why.
         """
         failures: list[str] = []
         for network in wanted:
@@ -116,7 +116,7 @@ class Workbench:
                 failures.append(f"{network.name}: {error}")
             else:
                 yield network, found
-        failures = list(dict.fromkeys(failures))  # of a missing data set once
+        failures = list(dict.fromkeys(failures))  # names a missing data set once
         if len(failures) and not any(network.name in self._trained for network in wanted):
             raise ValueError("; ".join(failures))
         self.left_out += [failure for failure in failures if failure not in self.left_out]
@@ -128,9 +128,10 @@ class Workbench:
         return self._datasets[identity]
 
     def chosen(self, work: Sequence[Any]) -> list[Any]:
-        """The pieces of work on networks of the wanted methods, and what helps them.
+        """The pieces of work on networks of the wanted methods, and those that help them.
 
-        Under "quick" with a third of the rows where they differ in a number alone: each takes a while to compile.
+        Under "quick", long lists of rows, which differ only in a number, are cut to a third: each row takes a while to
+        compile.
         """
         wanted = [each for each in work if not self.methods or each.helps or each.network.method in self.methods]
         if all(each.helps for each in wanted):
@@ -141,11 +142,11 @@ class Workbench:
     # ---- Images ------------------------------------------------------------------------------
 
     def test_images(self, found: Trained) -> data.Split:
-        """Those that the configuration evaluates on."""
+        """The test images that the configuration evaluates on."""
         return self._kept_images("test", found, lambda: harness.test_images(found.config, found.dataset))
 
     def grid_images(self, found: Trained) -> data.Split:
-        """Images to choose an attack's parameters on: held out, or else of the training set; never of the test set."""
+        """Images to choose an attack's parameters on: held-out ones, or else training images; never test images."""
 
         def read():
             held_out, train = found.dataset.validation, found.dataset.train
@@ -168,7 +169,7 @@ class Workbench:
     def attack(self, found: Trained, rows: str | Sequence[Row], grid: bool = False) -> Result:
         """Runs a suite or rows on the test images; what the work directory holds of it is not done again.
 
-        With ``grid`` on the images to choose parameters on, apart from the test images' results.
+        With ``grid``, it runs on `grid_images` instead, and keeps the results apart from those of the test images.
         """
         images = self.grid_images(found) if grid else self.test_images(found)
         folder = found.workdir / "grid" if grid else found.workdir
@@ -176,7 +177,7 @@ class Workbench:
             return harness.attack(found.config, folder, found.dataset, found.variables, images, self.suite(rows))
 
     def suite(self, rows: str | Sequence[Row]) -> str | tuple[Row, ...]:
-        """What runs: a suite by name stays one, so that a row without its distance's weights is left out, not fatal."""
+        """What runs. A named suite stays a name, so that a row whose distance has no weights is left out, not fatal."""
         if self.preset != "quick":
             return rows if isinstance(rows, str) else tuple(rows)
         return tuple(shortened(row) for row in suites.rows(rows))
@@ -194,11 +195,11 @@ class Workbench:
         function: Callable[..., Mapping[str, Any]],
         *others: Any,
     ) -> dict[str, np.ndarray]:
-        """Numbers an example that no suite gives, kept in ``analysis/<name>.npz``.
+        """Numbers per example that no suite gives, kept in ``analysis/<name>.npz``.
 
         Args:
           found: the network.
-          name: of the file; seeds the random numbers, with the configuration's seed and the example's index.
+          name: the file's name; seeds the random numbers, with the configuration's seed and the example's index.
           about: what the numbers depend on besides the network and the images, as JSON.
           function: ``(keys, logits_fn, images, labels, *others) -> {name: (B, ...)}``; runs on one device.
           *others: trees of arrays, for instance another network's variables.
@@ -207,7 +208,7 @@ class Workbench:
           ``index``, ``label`` and the function's arrays, over all test images; ``seconds``.
 
         Raises:
-          ValueError: the file is of other parameters, images or weights; says which.
+          ValueError: the file is from other parameters, images or weights; says which.
         """
         images, seed = self.test_images(found), found.config.seed
         path = found.workdir / "analysis" / f"{name}.npz"
@@ -228,7 +229,7 @@ class Workbench:
                 differ = files.differences(kept["fingerprint"], fingerprint)
                 if differ:
                     told = "; ".join(differ)
-                    raise ValueError(f"{path} is of something else: {told}. Delete it to have it made again")
+                    raise ValueError(f"{path} belongs to another analysis: {told}. Delete it to have it made again")
                 return arrays
         module = build_network(found.config, len(found.dataset.classes))
 
@@ -241,7 +242,7 @@ class Workbench:
         count = len(images.labels)
         batch = min(found.config.evaluation.batch_size, count)
         for start in range(0, count, batch):
-            rows = np.minimum(np.arange(start, start + batch), count - 1)  # the last batch is padded, and cut below
+            rows = np.minimum(np.arange(start, start + batch), count - 1)  # the last batch is padded, then cut below
             pixels = images.images[rows].astype(np.float32) / np.float32(255)
             parts.append(
                 jax.tree.map(np.asarray, run(found.variables, keys[rows], pixels, images.labels[rows], *others))
@@ -256,9 +257,9 @@ class Workbench:
         return arrays
 
     def report(self, found: Trained, result: Result) -> None:
-        """Writes a network's own ``results.json`` and report, as its training's door does.
+        """Writes a network's own ``results.json`` and report, as `lagrangian_jax.main` does.
 
-        A work directory elsewhere keeps those that it has.
+        A work directory elsewhere (`used`) keeps those that it has.
         """
         from lagrangian_jax import report
 
@@ -270,7 +271,7 @@ class Workbench:
 
 
 def shortened(row: Row) -> Row:
-    """A row with as little work as runs all of its code, and LPIPS with the weights that come with the package."""
+    """A row with just enough work to run all of its code, and with the LPIPS weights that come with the package."""
     parameters = dict(row.parameters)
     callables = {"distance": distances.create("l2")} if "distance" in parameters else {}
     valid = attacks.create(row.attack, **{**parameters, **callables}).parameters
@@ -283,14 +284,14 @@ def shortened(row: Row) -> Row:
 
 
 def origin() -> dict[str, Any]:
-    """The software and the machine, as results name them."""
+    """How results describe the software and the machine."""
     return {"versions": runner.versions(), "device": runner.device(parallel.mesh())}
 
 
 def _evaluated_as_there(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
-    """The configuration with the evaluation that the work directory's has, which is free: training depends on the rest.
+    """The configuration with the evaluation of the work directory, which may differ: training does not depend on it.
 
-    Which checkpoint is selected is not free.
+    Which checkpoint is selected may not differ.
     """
     path = workdir / "config.json"
     if not path.is_file():
