@@ -594,6 +594,27 @@ def test_the_batch_is_halved_when_memory_runs_out(examples, tmp_path, monkeypatc
     assert run(examples, [row], workdir=tmp_path).failures == result.failures
 
 
+def test_similarities_are_computed_in_the_halved_batch(monkeypatch):
+    compile_, sizes = programs.Programs._program, []
+
+    def small(self, function, keys, images, labels, arguments):
+        if len(images) > 3:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+        return compile_(self, function, keys, images, labels, arguments)
+
+    def similarity(ones, others):
+        sizes.append(len(ones))
+        return np.ones(len(ones))
+
+    monkeypatch.setattr(programs.Programs, "_program", small)
+    monkeypatch.setattr(work, "_similarity", similarity)
+    images = np.full((8, 11, 11, 3), 0.7, np.float32)
+    lj.evaluation.run(
+        lambda x: x.mean((1, 2))[:, :2], images, np.zeros(8, int), suite=[Row("fgsm")], key=0, batch_size=8
+    )
+    assert sizes == [2, 2, 2, 2]
+
+
 def test_the_next_attack_gets_the_whole_batch_again(examples, monkeypatch):
     staged = Row("other", RESTARTS.attack, RESTARTS.parameters)
     whole = run(examples, [RESTARTS, staged, ROWS[2]])

@@ -9,7 +9,7 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax.evaluation import Row, cost, suites
-from lagrangian_jax.evaluation.result import canonical
+from lagrangian_jax.evaluation.result import plain
 
 RESTARTS = Row("again", "pgd_linf", {"bound": 0.01, "steps": 2, "random_start": True, "restarts": 3})
 
@@ -90,6 +90,15 @@ def test_loops_branches_and_copies():
     def twice(search):
         return lambda x: jax.lax.fori_loop(0, 2, lambda i, x: search(x), x)
 
+    def until(limit):  # the network in the condition, which is asked once more than the body runs
+        def more(c):
+            return (c[0] < limit) & (marked(c[1]).sum() < 1e9)
+
+        return lambda x: jax.lax.while_loop(more, lambda c: (c[0] + 1, c[1] + 0.1), (limit * 0, x))[1]
+
+    assert metered(until(3)) == (4, 0, True)
+    assert metered(twice(until(3))) == (8, 0, False)
+    assert metered(twice(until(2.5))) == (8, 0, False)
     trips = sum(1 for _ in iter_search(images, gradient))
     assert 3 < trips < 9
     assert metered(lambda x: search(x, 0)) == (trips, trips, True)
@@ -98,6 +107,9 @@ def test_loops_branches_and_copies():
     assert metered(twice(lambda x: search(x, 0))) == (None, None, False)
     assert metered(twice(lambda x: jax.lax.while_loop(lambda x: x.sum() < 60, lambda x: x + 1, x))) == (0, 0, True)
     assert metered(lambda x: jax.lax.cond(x.sum() > 0, gradient, lambda x: x, x)) == (1, 1, False)
+    # Each count of a branch by itself: neither branch costs 3 passes and a gradient.
+    passes = lambda x: x + marked(marked(marked(x).sum() + x).sum() + x).sum()  # noqa: E731
+    assert metered(lambda x: jax.lax.cond(x.sum() > 0, gradient, passes, x)) == (3, 1, False)
     assert metered(lambda x: jax.vmap(lambda s: gradient(x * s))(jnp.arange(6.0))) == (6, 6, True)
     assert metered(lambda x: jax.vmap(jax.jacrev(lambda z: marked(z[None])[0]))(x)) == (1, 5, True)
     assert metered(lambda x: jax.jvp(marked, (x,), (x,))[1]) == (1, 0, True)
@@ -192,8 +204,8 @@ def test_the_printed_means_are_those_of_the_columns(examples):
 
 def test_equal_values_have_one_spelling():
     """Parameters are the same in whatever order they were given."""
-    assert canonical({"steps": 3, "bound": np.float32(0.5)}) == canonical({"bound": 0.5, "steps": np.int64(3)})
-    assert canonical({"norm": float("inf")}) != canonical({"norm": None})
+    assert plain({"steps": 3, "bound": np.float32(0.5)}) == plain({"bound": 0.5, "steps": np.int64(3)})
+    assert plain({"norm": float("inf")}) != plain({"norm": None})
 
 
 # Suites

@@ -45,6 +45,12 @@ def test_terminal_table(workdir):
     assert all(len(line) <= 100 for line in lines)
 
 
+def test_terminal_table_without_attacks(tmp_path):
+    summary = {"worst_case": {"correct": 1, "total": 2}, "unseen_mean": 0.5}
+    (tmp_path / "results.json").write_text(json.dumps({"attacks": [], "summary": summary}))
+    assert report.write(tmp_path) == "No attack was evaluated."
+
+
 def test_robustness_table_has_the_papers_columns_in_order(workdir):
     table = tables.robustness(report.read(workdir))
     names = ["Clean", "LPA", "linf", "l2", "Recolor", "StAdv", "Elastic", "JPEG", "Noise", "Blur", "PGD0"]

@@ -6,6 +6,7 @@ compiled code is the same as without them. A `Meter` adds up the traces, each ti
 that contain it. If the data decide when a loop ends, the program counts its trips as it runs.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -88,11 +89,12 @@ class Meter:
         values |= dict(zip(program.jaxpr.invars, jax.tree.leaves(arguments), strict=True))
         for equation in program.jaxpr.eqns:
             given = [atom.val if isinstance(atom, Literal) else values[atom] for atom in equation.invars]
-            body = _tally(list(_inner(equation))) if equation.primitive.name == "while" else _Tally()
-            if any(body.passes.values()):
+            condition, trip = _trip(equation) if equation.primitive.name == "while" else (_Tally(), _Tally())
+            if any(trip.passes.values()):
                 counted, outputs = _count_trips(equation, given)
                 trips.append(counted)
-                self._loops.append(body)
+                self._always.add(condition)
+                self._loops.append(trip)
             else:
                 _walk([equation], 1.0, self._always)
                 outputs = list(_bind(equation, given))
@@ -113,8 +115,8 @@ class Meter:
         """
         total = _Tally()
         total.add(self._always)
-        for body, times in zip(self._loops, np.asarray(trips), strict=True):
-            total.add(body, float(times))
+        for trip, times in zip(self._loops, np.asarray(trips), strict=True):
+            total.add(trip, float(times))
         forward, backward = total.passes[_forward] / logits, total.passes[_backward] / pixels
         return Cost(None if np.isnan(forward) else forward, None if np.isnan(backward) else backward, total.exact)
 
@@ -164,16 +166,17 @@ def _walk(equations: Sequence[Any], times: float, found: _Tally) -> None:
         elif name == "scan":
             _walk(inner[0].eqns, times * equation.params["length"], found)
         elif name == "while":
-            body = _tally(inner)
-            if any(body.passes.values()):
-                body.exact = False
+            condition, trip = _trip(equation)
+            if any(trip.passes.values()):
+                trip.exact = False
             trips = _most_trips(equation)
-            found.add(body, times * (np.nan if trips is None else trips))
+            found.add(condition, times)
+            found.add(trip, times * (np.nan if trips is None else trips))
         elif name == "cond":
-            branches = [_tally([branch]) for branch in inner]
-            costliest = max(branches, key=lambda tally: sum(tally.passes.values()))
-            costliest.exact &= all(tally.passes == costliest.passes and tally.exact for tally in branches)
-            found.add(costliest, times)
+            branches, most = [_tally([branch]) for branch in inner], _Tally()
+            most.passes = {kind: max(branch.passes[kind] for branch in branches) for kind in most.passes}
+            most.exact = all(branch.exact and branch.passes == most.passes for branch in branches)
+            found.add(most, times)
         else:
             for sub in inner:
                 _walk(sub.eqns, times, found)
@@ -184,6 +187,12 @@ def _tally(jaxprs: list[Jaxpr]) -> _Tally:
     for jaxpr in jaxprs:
         _walk(jaxpr.eqns, 1.0, found)
     return found
+
+
+def _trip(loop: Any) -> tuple[_Tally, _Tally]:
+    """What the condition of a `while` costs, which runs once more than the body, and what a whole trip costs."""
+    condition, body = _open(loop.params["cond_jaxpr"]), _open(loop.params["body_jaxpr"])
+    return _tally([condition]), _tally([condition, body])
 
 
 def _open(jaxpr: Any) -> Jaxpr:
@@ -216,7 +225,7 @@ def _most_trips(loop: Any) -> int | None:
             continue
         position, first, last = carry.index(counter), number(counter), number(limit)
         if first is not None and last is not None and _counts_up(body, body_constants + position, position):
-            bounds.append(max(0, int(last) - int(first)))
+            bounds.append(max(0, math.ceil(last - first)))
     return min(bounds, default=None)
 
 

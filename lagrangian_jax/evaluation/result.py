@@ -1,7 +1,6 @@
 """What an evaluation returns: a row per attack, the paper's means, the worst case, and all of it as JSON or text."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -170,8 +169,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence):
         return [plain(item) for item in value]
     return str(getattr(value, "name", None) or getattr(value, "__name__", None) or type(value).__name__)
-
-
-def canonical(value: Any) -> str:
-    """One spelling for equal values, to compare and to hash."""
-    return json.dumps(plain(value), sort_keys=True)

@@ -210,7 +210,7 @@ class Work:
             "passed": standing.passed,
             "prediction": standing.predictions,
             **_norms(standing.adversarial - images),
-            "ssim": _ssim(standing.adversarial, images, sizes[-1]),
+            "ssim": _ssim(standing.adversarial, images, programs.largest or sizes[-1]),
             "picture_rows": chunk[pictures],
             "pictures": standing.adversarial[pictures],
             "costs": self._costs(programs, ran),

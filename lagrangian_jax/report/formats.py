@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import io
 import re
 from collections.abc import Sequence
@@ -99,11 +100,11 @@ def markdown(cell: str) -> str:
 def picture(path: str, text: str) -> str:
     """A figure for Markdown, from ``path.svg`` on light pages and ``path-dark.svg`` on dark ones.
 
-    >>> picture("figure2", "Norm").partition("<img ")[2]
-    'src="figure2.svg" alt="Norm"></picture>'
+    >>> picture("figure2", "Norm & confidence").partition("<img ")[2]
+    'src="figure2.svg" alt="Norm &amp; confidence"></picture>'
     """
     dark = f'<source media="(prefers-color-scheme: dark)" srcset="{path}-dark.svg">'
-    return f'<picture>{dark}<img src="{path}.svg" alt="{text}"></picture>'
+    return f'<picture>{dark}<img src="{path}.svg" alt="{html.escape(text)}"></picture>'
 
 
 def latex(cell: str) -> str:

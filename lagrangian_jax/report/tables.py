@@ -78,7 +78,10 @@ def attacks(run: Run) -> Table:
 def terminal(run: Run) -> str:
     """What the command line prints last: a line per attack, the worst case, the means, and the notes."""
     full = attacks(run)
-    shown = [name for name in ("Attack", "Correct", "Accuracy", "95% interval", "Mean l2", "Seconds")]
+    notes = [f"note: {note}" for note in run.notes]
+    if not full.rows:
+        return "\n".join(["No attack was evaluated.", *notes])
+    shown = ("Attack", "Correct", "Accuracy", "95% interval", "Mean l2", "Seconds")
     chosen = [full.header.index(name) for name in shown if name in full.header]
     rows = [[row[column] for column in chosen] for row in full.rows]
     total = (run.results.get("summary") or {}).get("worst_case") or {}
@@ -88,9 +91,6 @@ def terminal(run: Run) -> str:
     for name, value in run_means(run).items():
         if value is not None:
             rows.append([name, "", percent(value), *[""] * (len(chosen) - 3)])
-    notes = [f"note: {note}" for note in run.notes]
-    if not rows:
-        return "\n".join(["No attack was evaluated.", *notes])
     return Table([full.header[column] for column in chosen], rows, notes=notes).text()
 
 

@@ -147,5 +147,5 @@ def _images(bench: Workbench, network: Network, kind: str) -> int:
     config = bench.config(network)
     if kind == "shown":
         return SHOWN
-    count = config.data.validation or GRID_IMAGES if kind == "grid" else _count(config)[1]
+    count = (config.data.validation or GRID_IMAGES) if kind == "grid" else _count(config)[1]
     return min(count, config.evaluation.examples or count)

@@ -27,6 +27,7 @@ from lagrangian_jax.reproduce.networks import QUICK_STEPS, Network
 from lagrangian_jax.workdir import open_workdir, summary_of_training, write_whole
 
 GRID_IMAGES = 1000  # training images to choose step sizes on, if the configuration holds out none for validation
+QUICK_ROWS = 6  # more rows than these "quick" cuts to a third
 # The most that "quick" leaves of an attack's parameters.
 _SHORT = {"steps": QUICK_STEPS, "rounds": 1, "restarts": 1, "targets": 2, "queries": 4, "max_pixels": 2}
 
@@ -136,8 +137,11 @@ class Workbench:
         wanted = [each for each in work if not self.methods or each.helps or each.network.method in self.methods]
         if all(each.helps for each in wanted):
             return []
-        long = [self.preset == "quick" and not isinstance(each.rows, str) and len(each.rows) > 6 for each in wanted]
-        return [each._replace(rows=each.rows[::3]) if cut else each for each, cut in zip(wanted, long, strict=True)]
+        return [self._shortened(each) for each in wanted] if self.preset == "quick" else wanted
+
+    def _shortened(self, work: Any) -> Any:
+        long = not isinstance(work.rows, str) and len(work.rows) > QUICK_ROWS
+        return work._replace(rows=work.rows[::3]) if long else work
 
     # ---- Images ------------------------------------------------------------------------------
 
