@@ -1,6 +1,6 @@
-"""Losses on logits. Each takes logits (B, K) and labels (B,) and returns one value an example, (B,).
+"""Losses on logits (B, K). Each returns one value per example, (B,); all but `kl_divergence` take labels, (B,).
 
-They are float32 whatever the network computes in; of float64 logits float64.
+The values are float32, whatever precision the network computes in, and float64 for float64 logits.
 """
 
 import jax
@@ -27,7 +27,7 @@ def label_logit(logits: Array, labels: Array) -> Array:
 
 
 def best_other_logit(logits: Array, labels: Array) -> Array:
-    """The largest logit of any class but the label, max_{k != y} z_k (the first of equals, as `argmax`).
+    """The largest logit of any class but the label, max_{k != y} z_k (the first of equals, as in `argmax`).
 
     >>> import jax.numpy as jnp
     >>> print(best_other_logit(jnp.array([[3.0, 1.0], [0.0, 5.0]]), jnp.array([0, 0])))
@@ -35,7 +35,7 @@ def best_other_logit(logits: Array, labels: Array) -> Array:
     """
     logits = _exact(logits)
     others = jnp.where(_true_class(logits, labels), -jnp.inf, logits)
-    # Through the index, so that a tie sends the whole gradient to one class, as the originals' top-2 does.
+    # Taken by its index, so that a tie sends the whole gradient to one class, as the originals' top-2 does.
     return jnp.take_along_axis(others, jnp.argmax(others, axis=-1)[:, None], axis=-1)[:, 0]
 
 
@@ -45,7 +45,7 @@ def margin(logits: Array, labels: Array, kappa: float = jnp.inf) -> Array:
     .. math:: \min(\max_{k \neq y} z_k - z_y, \kappa)
 
     Positive when the example is misclassified; attacks maximise it. Where the margin exceeds ``kappa`` its gradient is
-    exactly zero; at equality it passes, as in `torch.clamp`.
+    exactly zero; at equality the gradient passes, as in `torch.clamp`.
 
     Args:
       logits: (B, K).
@@ -77,7 +77,7 @@ def soft_margin(logits: Array, labels: Array) -> Array:
 
 
 def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
-    """Softmax cross-entropy, -log p_y; with ``smoothing`` s, (1 - s) of that and s of the mean of -log p over classes.
+    """Softmax cross-entropy, -log p_y; with ``smoothing`` s, (1 - s) times that plus s times the class mean of -log p.
 
     >>> import jax.numpy as jnp
     >>> print(cross_entropy(jnp.zeros((1, 4)), jnp.array([2])))
@@ -128,7 +128,9 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
 
 
 def boosted_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
-    """MART's loss on adversarial logits: -log p_y - log(1.0001 - max_{k != y} p_k + 1e-12); smooths the first term.
+    """MART's loss on adversarial logits: -log p_y - log(1.0001 - max_{k != y} p_k + 1e-12).
+
+    ``smoothing`` applies to the first term, as in `cross_entropy`.
 
     >>> import jax.numpy as jnp
     >>> print(boosted_cross_entropy(jnp.zeros((1, 2)), jnp.array([0])))  # 2 log 2, but for the 1.0001

@@ -1,14 +1,14 @@
-"""Errors of usage: the one that doors answer with code 2, and one form for those about an unknown name."""
+"""Usage errors: the exception that commands answer with exit code 2, and the message for an unknown name."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """Wrong input from the command line, which no second try mends: shown as one line, exit code 2."""
+    """Invalid input from the command line, which a retry cannot fix: shown as one line, with exit code 2."""
 
 
-# What other libraries call a parameter.
+# What other libraries call a parameter, and its name here.
 SYNONYMS = {
     **dict.fromkeys(("eps", "epsilon"), "bound"),
     **dict.fromkeys(("alpha", "eps_iter", "eps_step"), "step_size"),
@@ -17,8 +17,7 @@ SYNONYMS = {
 
 
 def unknown(what: str, given: str, valid: Iterable[str], like: str | None = None) -> ValueError:
-    """The error for a name that is not among the valid ones; it suggests the nearest (to ``like``, if given) and lists
-    all.
+    """The error for an invalid name; it suggests the nearest valid name (to ``like``, if given) and lists all of them.
 
     >>> str(unknown("attack", "pgd_l3", ["fgsm", "pgd_l2"]))
     "unknown attack 'pgd_l3'; did you mean 'pgd_l2'? Valid: fgsm, pgd_l2"
@@ -30,7 +29,7 @@ def unknown(what: str, given: str, valid: Iterable[str], like: str | None = None
 
 
 def _nearest(given: str, valid: list[str]) -> list[str]:
-    """That of another case, what it is called here, up to three that begin so, or that of the most letters alike."""
+    """The same name in another case, our name for a synonym, up to three names that it begins, or the most similar."""
     given, cased = given.lower(), {name.lower(): name for name in valid}
     if given in cased:
         return [cased[given]]

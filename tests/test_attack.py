@@ -107,7 +107,7 @@ class TestCreate:
             ("deepfool", "classes", 1, "an integer, 2 or larger"),
             ("augmented_lagrangian", "distance", "l2", "a distance"),
             ("gaussian_blur", "kernel_size", 4, "an odd integer, 1 or larger"),
-            ("msd", "coordinates", (20, 5), "the smallest and the largest, 1 or larger"),
+            ("msd", "coordinates", (20, 5), "two integers, 1 or larger, in order"),
             ("recolor", "resolution", (16, 32), "three integers, 2 or larger"),
             ("recolor", "resolution", (16, 32, 1), "three integers, 2 or larger"),
         ],

@@ -82,10 +82,10 @@ STAGED: dict[str, Callable[..., Any]] = {
     "autoattack": autoattack.autoattack,
 }
 
-# Whose ball is that of linf; for others ``norm`` says it.
+# Attacks whose ball is always linf; others take ``norm`` if they have a choice of balls.
 LINF = ("fgsm", "mi_fgsm", "pgd_linf", "mpgd")
 
-# Which draw random numbers besides those of their start.
+# Attacks that draw random numbers for more than their start.
 RANDOM = ("gabor", "snow")
 
 __all__ = [
@@ -109,10 +109,10 @@ def names() -> tuple[str, ...]:
 
 
 def parameters(name: str) -> dict[str, Any]:
-    """The parameters of an attack, with their defaults; `create` takes ``restarts`` of some besides.
+    """The parameters of an attack, with their defaults; for some attacks `create` takes ``restarts`` as well.
 
     Raises:
-      ValueError: unknown name; lists the valid ones.
+      ValueError: unknown name; the message lists the valid ones.
 
     >>> parameters("fgsm")["random_start"]
     False
@@ -128,15 +128,15 @@ def create(name: str, **given: Any) -> Attack:
 
     Args:
       name: one of `names()`.
-      **given: parameters of that attack, see its function; besides, any attack with ``random_start`` or ``init_std``
-        takes ``restarts`` (it runs again, with other random numbers, on the examples that still hold). With
-        ``norm="l2"`` the bound must be given.
+      **given: parameters of that attack; see its function. Any attack with ``random_start`` or ``init_std`` also takes
+        ``restarts``: it runs again, with other random numbers, on the examples that still hold. With ``norm="l2"`` the
+        bound must be given.
 
     Returns:
       an `Attack`, called as ``attack(key, logits_fn, images, labels)``.
 
     Raises:
-      ValueError: unknown name or parameter, or a value out of its range; says what is valid.
+      ValueError: unknown name or parameter, or a value out of range; the message says what is valid.
 
     >>> create("pgd_l3")
     Traceback (most recent call last):
@@ -156,7 +156,7 @@ def create(name: str, **given: Any) -> Attack:
     in_linf = name in LINF or values.get("norm") == "linf"
     check_ranges(f"attack {name!r}", values, {**RANGES, "bound": LINF_BOUND} if in_linf else RANGES)
     if values.get("norm") == "l2" and "bound" in defaults and "bound" not in given:
-        raise ValueError(f"attack {name!r}: bound must be given with norm='l2', as 1.0; the default is one of linf")
+        raise ValueError(f"attack {name!r}: bound must be given with norm='l2', as 1.0; the default is meant for linf")
     if name in STAGED:
         return Attack(name, values, tuple(function(**values)), survivors=True)
     restarts = values.pop("restarts", None) or 1
@@ -169,7 +169,7 @@ def create(name: str, **given: Any) -> Attack:
 
     def again(keys, logits_fn, images, labels, restart):
         keys = example_keys(keys, images.shape[0])
-        # The first run takes the keys of an attack without restarts, so that restarts never make it weaker.
+        # The first run uses the keys that an attack without restarts would, so that restarts never make it weaker.
         return plain(jnp.where(restart == 0, keys, fold_in(keys, restart)), logits_fn, images, labels)
 
     stages = tuple(Stage(again, (np.int32(restart),)) for restart in range(restarts))

@@ -31,21 +31,21 @@ class Ascent(NamedTuple):
     """The state of `apgd`: arrays of images are (B, H, W, C), all others (B,)."""
 
     images: Array  # the current iterate
-    previous: Array  # the one before, for the momentum
+    previous: Array  # the iterate before it, for the momentum
     best: Array  # the iterate of largest loss, its gradient and its loss
     best_gradient: Array
     best_loss: Array
     adversarial: Array  # the last misclassified iterate, where `fooled`
     fooled: Array
     step_size: Array
-    last_loss: Array  # of the iterate before
+    last_loss: Array  # the loss of the iterate before
     increases: Array  # steps since the last checkpoint that increased the loss
     checked_loss: Array  # the best loss at the last checkpoint
     halved: Array  # whether the last checkpoint halved the step size
 
 
 def checkpoints(steps: int) -> np.ndarray:
-    """Where the step size is reviewed: (steps + 1,), the steps since the last review, or 0 where there is none.
+    """When the step size is reviewed: (steps + 1,), the number of steps since the last review, or 0 for no review.
 
     The periods start at 22 % of the steps and shrink by 3 % at a time, down to 6 %.
 
@@ -84,7 +84,7 @@ def apgd(
     r"""AutoPGD from a given start.
 
     With :math:`\Pi` the projection on ball and box, :math:`u(g)` the sign (linf) or the unit vector (l2) of the
-    gradient and :math:`a` = 0.75, in the first step 1:
+    gradient and :math:`a` = 0.75 (1 in the first step):
 
     .. math::
       p = \Pi(x_i + \eta\, u(g_i)), \quad x_{i+1} = \Pi(x_i + a (p - x_i) + (1 - a)(x_i - x_{i-1}))
@@ -101,15 +101,15 @@ def apgd(
       labels: (B,).
       norm: "linf" or "l2".
       bound: radius of the ball, in units of images.
-      steps: gradient steps; one more evaluation sees the last iterate.
+      steps: gradient steps; one more evaluation looks at the last iterate.
       rho: see above.
 
     Returns:
       the last state, an `Ascent`.
 
-    Source: auto-attack `autopgd_base.py`. Kept from it: the first step counts as an increase if its loss is positive (a
-    comparison with an empty record there), and the first momentum after a return to the best iterate is taken from the
-    iterate before the last step.
+    Source: auto-attack `autopgd_base.py`. Kept from it: the first step counts as an increase if its loss is positive
+    (the original compares with an empty record), and the first momentum after a return to the best iterate is taken
+    from the iterate before the last step.
     """
     periods = jnp.asarray(checkpoints(steps))
     direction, project = _linf_geometry(images, bound) if norm == "linf" else _l2_geometry(images, bound)
@@ -124,7 +124,7 @@ def apgd(
         return values, gradient, fools
 
     def step(i, state: Ascent) -> Ascent:
-        # One evaluation a pass, start included, so that the program holds the network once.
+        # One evaluation per pass, the start's included, so that the program contains the network only once.
         values, gradient, fools = evaluate(state.images)
         adversarial = _select(fools, state.images, state.adversarial)
         better = values > state.best_loss
@@ -218,15 +218,15 @@ def apgd_ce(
     """AutoPGD on the cross-entropy, the first part of AutoAttack; see `apgd` for the iteration.
 
     Args:
-      key: a PRNG key, or one key an example (B,).
+      key: a PRNG key, or one key per example (B,).
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
       norm: "linf" or "l2".
       bound: radius of the ball, in units of images.
-      steps: gradient steps; there is one evaluation more.
+      steps: gradient steps; one more evaluation looks at the last iterate.
       rho: the step size halves where at most this share of the steps since the last checkpoint increased the loss.
-      random_start: start on the surface of the ball, as the original does, or at the image.
+      random_start: start on the surface of the ball, as the original does, else at the image.
       keep: "last": the last misclassified iterate, or the clean image where there was none (the original's default);
         "best": the iterate of largest loss.
 
@@ -308,17 +308,17 @@ def apgd_t(
     targets: int = 9,
     rho: float = 0.75,
 ) -> tuple[Stage, ...]:
-    """Targeted AutoPGD on the targeted difference-of-logits ratio, one stage a target class.
+    """Targeted AutoPGD on the targeted difference-of-logits ratio, one stage per target class.
 
     The targets are the classes ranked 2 .. ``targets`` + 1 by the logits of the clean image; a stage runs on the
-    examples that still hold, and any misclassification counts, not only as the target.
+    examples that still hold, and any misclassification counts, not only one as the target.
 
     Args:
       norm, bound, steps, rho: see `apgd_ce`.
       targets: number of target classes; where there are fewer other classes, all of them.
 
     Returns:
-      the stages; they share one compiled program, for the rank is traced.
+      the stages; they share one compiled program, because the rank is traced.
 
     Source: auto-attack `APGDAttack_targeted`. Deviation: with fewer than 4 classes, where the ratio does not exist (the
     original warns and fails), the loss is the negative cross-entropy of the target.
@@ -344,13 +344,13 @@ def _apgd_rank(keys, logits_fn, images, labels, rank, *, options):
         return -cross_entropy(logits, goal) if few else targeted_dlr(logits, labels, goal)
 
     def attack():
-        own = fold_in(example_keys(keys, images.shape[0]), rank)
-        return _attack(own, logits_fn, loss, images, labels, options)
+        rank_keys = fold_in(example_keys(keys, images.shape[0]), rank)
+        return _attack(rank_keys, logits_fn, loss, images, labels, options)
 
     return lax.cond(rank < logits.shape[-1], attack, lambda: images)
 
 
 def ranked_class(logits: Array, rank: Array) -> Array:
-    """The class of the given rank by each row's logits, (B,); rank 0 is the largest. Beyond the last, the last."""
+    """The class of the given rank by each row's logits, (B,); 0 is the largest, ranks beyond the last give the last."""
     order = lax.top_k(logits, logits.shape[-1])[1]
     return jnp.take(order, rank, axis=-1, mode="clip")

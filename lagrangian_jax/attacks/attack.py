@@ -1,10 +1,10 @@
-"""What every attack shares: keys an example, safe norms, input checks, and `Attack`, which `create` returns.
+"""What all attacks share: one key per example, safe norms, input checks, and `Attack`, which `create` returns.
 
 An attack is a pure function ``attack(keys, logits_fn, images, labels, **parameters) -> adversarial images``. One that
 spends effort only on examples that still hold (AutoAttack, PGD0, restarts) is a sequence of such functions, its stages:
 a stage sees the examples that every stage before it left correctly classified. `Attack` runs both kinds. Under
-`jax.jit` the survivors are a mask; outside of it they are gathered into fixed batch sizes, so fooled examples cost
-nothing.
+`jax.jit` the survivors are a mask; outside of it they are gathered into batches of fixed sizes, so that fooled examples
+cost nothing.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ LogitsFn = Callable[[Array], Array]
 
 
 def example_keys(key: Array, batch: int) -> Array:
-    """One key an example: ``key`` folded with the position in the batch, unless it is already one key an example.
+    """One key per example: ``key`` folded with the position in the batch, unless it already has one key per example.
 
     The harness passes keys folded with the example's index in the data set, so that the same example gets the same
-    perturbation whatever batch or device it is in. Old-style keys (`jax.random.PRNGKey`) are taken as well.
+    perturbation in any batch and on any device. Old-style keys (`jax.random.PRNGKey`) are accepted as well.
     """
     if not hasattr(key, "dtype"):
         raise ValueError(f"key: expected a key of jax.random, such as jax.random.key(0); got {key!r}")
@@ -39,7 +39,7 @@ def example_keys(key: Array, batch: int) -> Array:
 
 
 def fold_in(keys: Array, value: int | Array) -> Array:
-    """`jax.random.fold_in` for one key an example."""
+    """`jax.random.fold_in` for one key per example."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, value)
 
 
@@ -65,7 +65,7 @@ def expand(values: Array, like: Array) -> Array:
 def l2_norm(x: Array) -> Array:
     """The l2 norm of each example, (B,), with gradient zero at zero (JAX's own is NaN there)."""
     square = jnp.sum(jnp.square(x), axis=example_axes(x))
-    nonzero = square != 0  # also where it is not a number
+    nonzero = square != 0  # true for NaN, which stays NaN
     return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1.0)), 0.0)
 
 
@@ -75,50 +75,50 @@ def linf_norm(x: Array) -> Array:
 
 
 def project_l2(perturbation: Array, bound: float | Array) -> Array:
-    """Scales each example onto the l2 ball: d * min(1, bound / ||d||); ``bound`` a number, (B,) or (B, 1, 1, 1)."""
+    """Scales each example into the l2 ball: d * min(1, bound / ||d||); ``bound`` a number, (B,) or (B, 1, 1, 1)."""
     norm = expand(l2_norm(perturbation), perturbation)
     bound = expand(jnp.asarray(bound), perturbation) if jnp.ndim(bound) == 1 else bound
     return perturbation * jnp.where(norm > bound, bound / jnp.where(norm > 0, norm, 1.0), 1.0)
 
 
 def clamp(x: Array, low: float, high: float) -> Array:
-    """`jnp.clip` whose gradient is 1 at the limits too, as in `torch.clamp`; JAX's is a half there.
+    """`jnp.clip` with gradient 1 at the limits too, as in `torch.clamp`; JAX's gradient is a half there.
 
-    Attacks start at images with many black or white pixels, which would otherwise move half as willingly.
+    Attacks start at images with many black or white pixels, whose gradients would otherwise be halved.
     """
     return jnp.where(x < low, low, jnp.where(x > high, high, x))
 
 
 def better(best: Any, candidates: Array, scores: Array) -> tuple[Array, Array]:
-    """The best of each example so far, and their scores (B,), with those candidates that score more."""
+    """The best of each example so far and its score, (B,), updated with the candidates that score higher."""
     kept, highest = best
     above = scores > highest
     return jnp.where(expand(above, kept), candidates, kept), jnp.where(above, scores, highest)
 
 
 def predictions(logits: Array) -> Array:
-    """The predicted class of each example, (B,); -1, which no label is, where a logit is not a number."""
+    """The predicted class of each example, (B,); where a logit is NaN it is -1, which equals no label."""
     return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), -1, jnp.argmax(logits, axis=-1).astype(jnp.int32))
 
 
 class Stage(NamedTuple):
     """A step of an attack that runs on the examples which no earlier stage has fooled.
 
-    Stages that differ in ``arguments`` alone (arrays or numbers, traced) share one compiled program.
+    Stages that differ only in ``arguments`` (arrays or numbers, traced) share one compiled program.
     """
 
     function: Callable[..., Array]  # (keys, logits_fn, images, labels, *arguments) -> adversarial images
     arguments: tuple[Any, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # by identity, so that `jax.jit(attack, static_argnums=1)` may hash it
+@dataclasses.dataclass(frozen=True, eq=False)  # identity, so that `jax.jit(attack, static_argnums=1)` can hash it
 class Attack:
     """A configured attack, from `lagrangian_jax.attacks.create`.
 
-    Calling it attacks a batch: ``attack(key, logits_fn, images, labels)`` with a key (or one key an example), a
-    function from images to logits (B, K), images (B, H, W, C) float32 in [0,1] and integer labels (B,). It returns the
-    adversarial images. It is pure and may stand inside `jax.jit`. Outside, values are checked as well, and every call
-    compiles anew, for the network may have changed.
+    Calling it attacks a batch: ``attack(key, logits_fn, images, labels)`` with a key (or one key per example), a
+    function from images to logits (B, K), images (B, H, W, C) float32 in [0, 1] and integer labels (B,). It returns the
+    adversarial images. It is pure and works inside `jax.jit`. Outside, it checks values as well, and every call
+    compiles anew, because the network may have changed.
 
     Attributes:
       name: the registered name.
@@ -137,7 +137,7 @@ class Attack:
 
     def __call__(self, key: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
         logits_fn = float32_logits(logits_fn)
-        # Inside a trace new arrays are tracers too; so is what a network makes of constants if its weights are traced.
+        # Inside a trace new arrays are tracers too; if a network's weights are traced, so are its logits for constants.
         traced = any(isinstance(x, jax.core.Tracer) for x in (key, images, labels, jnp.zeros(())))
         if not traced:
             images, labels, sample = check_inputs(logits_fn, images, labels)
@@ -162,17 +162,17 @@ class Attack:
         return jnp.asarray(execute(self, run, predict, keys, np.asarray(images), np.asarray(labels)).adversarial)
 
     def check(self, image_shape: tuple[int, ...], classes: int) -> None:
-        """Raises ValueError where the attack cannot take images of this shape (H, W, C); runs and compiles nothing."""
+        """Raises ValueError if the attack cannot take images of this shape (H, W, C); runs and compiles nothing."""
         image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         label = jax.ShapeDtypeStruct((1,), jnp.int32)
         key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
 
-        def no_network(images):  # of which an attack can have gradients
+        def stand_in(images):  # for the network; attacks can differentiate it
             return jnp.sum(images, axis=(1, 2, 3))[:, None] * jnp.arange(classes)
 
         for stage in {stage.function: stage for stage in self.stages}.values():
             jax.eval_shape(
-                lambda key, *batch, s=stage: s.function(key, no_network, *batch, *s.arguments), key, image, label
+                lambda key, *batch, s=stage: s.function(key, stand_in, *batch, *s.arguments), key, image, label
             )
 
     def _traced(self, keys: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
@@ -188,7 +188,7 @@ class Attack:
             return (jnp.where(expand(take, images), candidate, adversarial), holds & ~fooled), None
 
         carry = images, predictions(logits_fn(images)) == labels
-        # Stages of one function are a loop: PGD0's ninety would make a program that compiles for minutes.
+        # Stages that share a function run in one loop: unrolled, PGD0's ninety would take minutes to compile.
         for function, stages in itertools.groupby(self.stages, key=lambda stage: stage.function):
             first, *others = (stage.arguments for stage in stages)
             if others:
@@ -200,7 +200,7 @@ class Attack:
 
 
 class Execution(NamedTuple):
-    """What `execute` returns: adversarial images (N, H, W, C), predictions (N,), how many examples each stage saw."""
+    """From `execute`: adversarial images (N, H, W, C), predictions (N,), and how many examples each stage saw."""
 
     adversarial: np.ndarray
     predictions: np.ndarray
@@ -222,10 +222,10 @@ def execute(
       attack: the attack.
       run: ``run(function, keys, images, labels, *arguments) -> (adversarial, predictions)``, compiled.
       predict: ``predict(images) -> predictions``, compiled.
-      keys: (N,) one key an example.
+      keys: (N,), one key per example.
       images: (N, H, W, C).
       labels: (N,).
-      batch_sizes: the sizes that may be compiled, ascending; by default N alone, and for survivors also N/4 and N/16.
+      batch_sizes: the sizes that may be compiled, ascending; by default N, with ``attack.survivors`` also N/4 and N/16.
 
     Returns:
       an `Execution`.
@@ -243,13 +243,14 @@ def execute(
 
 
 class Standing(NamedTuple):
-    """How far an attack is with each of N examples; `in_batches` changes the arrays in place.
+    """How far an attack has got with each of N examples; `in_batches` changes the arrays in place.
 
     Attributes:
       adversarial: (N, H, W, C) images so far.
       predictions: (N,) of those images.
-      passed: (N,) stages that an example has behind it, 0 before its clean image was looked at; one more than there are
-        stages when it is done, which a survivors' attack may be with it at any stage.
+      passed: (N,), how many stages each example has behind it, its clean image counting as the first: 0 before that is
+        looked at, the number of stages plus one when the example is done. With ``attack.survivors`` it is done as soon
+        as it is misclassified; without, the count starts at 1.
     """
 
     adversarial: np.ndarray
@@ -271,10 +272,12 @@ def in_batches(
     batch_sizes: Sequence[int],
     standing: Standing,
 ) -> Iterator[tuple[int, int]]:
-    """`execute`, to be left after any batch: with the same ``standing.passed`` it goes on there, and batches as before.
+    """`execute` as a generator that may be left after any batch.
+
+    Called again with the same ``standing.passed``, it continues there, with the same batches as without the break.
 
     Yields:
-      after every batch, the stage (0: clean images of a survivors' attack) and how many examples it ran on.
+      after every batch, the stage (0: the clean images, with ``attack.survivors``) and how many examples it ran on.
     """
     adversarial, predictions, passed = standing
     done = len(attack.stages) + 1
@@ -296,9 +299,9 @@ def in_batches(
 
 
 def map_batches(function: Callable, rows: np.ndarray, sizes: Sequence[int]) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields row indices and what ``function`` makes of them, in batches of the given sizes.
+    """Yields row indices and the outputs of ``function`` for them, in batches of the given sizes.
 
-    The last batch is padded with copies of its last row, which are cut off again.
+    The last batch is padded with copies of its last row, whose outputs are cut off again.
     """
     start = 0
     while start < len(rows):
@@ -311,14 +314,14 @@ def map_batches(function: Callable, rows: np.ndarray, sizes: Sequence[int]) -> I
 
 
 def _batch_size(left: int, sizes: Sequence[int]) -> int:
-    """The size that covers the rows left, unless repeating the next smaller one computes at most half as many rows."""
+    """The smallest size that covers the rows left (else the largest); the next smaller if that halves the work."""
     index = next((i for i, size in enumerate(sizes) if size >= left), len(sizes) - 1)
     smaller = sizes[max(index - 1, 0)]
     return smaller if 2 * smaller * -(-left // smaller) <= sizes[index] else sizes[index]
 
 
 def float32_logits(logits_fn: LogitsFn) -> LogitsFn:
-    """The network with logits in float32, whatever it computes in; refuses what is not (B, K) with K at least 2."""
+    """The network with logits in float32, whatever it computes in; raises ValueError unless they are (B, K), K > 1."""
 
     def checked(images: Array) -> Array:
         logits, rows = logits_fn(images), images.shape[0]
@@ -334,10 +337,11 @@ def float32_logits(logits_fn: LogitsFn) -> LogitsFn:
 
 @jax.custom_vjp
 def finite_gradient(images: Array) -> Array:
-    """The images; of what is differentiated through them, NaN counts as 0 and infinity as the largest number.
+    """Returns the images; in gradients through them NaN becomes 0, and infinity the largest finite number.
 
-    Attacks and training methods see a network so. Masked classes (logits of -inf) or the norm of a feature that is zero
-    have such gradients. A step along one would make an image of NaN, which no network recognises.
+    Attacks and training methods differentiate networks through this function. Masked classes (logits of -inf) and the
+    norm of a zero feature have such gradients. A step along one would make an image of NaN, which no network
+    recognises.
 
     >>> import jax, jax.numpy as jnp
     >>> print(jax.grad(jnp.linalg.norm)(jnp.zeros(2)))
@@ -357,7 +361,7 @@ def with_finite_gradients(logits_fn: LogitsFn) -> LogitsFn:
 
 
 def check_types(images: Array | np.ndarray, labels: Array | np.ndarray) -> None:
-    """Refuses shapes and types that no attack can work on; they are known inside a trace as well."""
+    """Raises ValueError for shapes and types that no attack can use; these are known inside a trace as well."""
     if images.ndim != 4:
         raise ValueError(f"images: expected shape (B, H, W, C), got {images.shape}")
     if images.shape[1] in (1, 3) and images.shape[2] > 4 and images.shape[3] > 4:
@@ -376,18 +380,18 @@ def check_types(images: Array | np.ndarray, labels: Array | np.ndarray) -> None:
 
 
 def to_float32(images: Array | np.ndarray) -> str:
-    """How images of another type become float32 in [0, 1]."""
+    """The expression that turns images of another type into float32 in [0, 1]."""
     return "images.astype('float32')" + (" / 255" if jnp.issubdtype(images.dtype, jnp.integer) else "")
 
 
 def check_inputs(logits_fn: LogitsFn, images: Any, labels: Any) -> tuple[Array, Array, Array | None]:
-    """Refuses what no attack can work on, with one clear `ValueError`, before the attack is compiled.
+    """Raises a clear `ValueError` for inputs that no attack can use, before the attack is compiled.
 
     The network runs on a few of the images, to tell logits from probabilities.
 
     Returns:
       images, labels as int32, and the logits of the first images: a tracer if the network's weights are traced, None
-      without images.
+      if there are no images.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     check_types(images, labels)
@@ -401,8 +405,8 @@ def check_inputs(logits_fn: LogitsFn, images: Any, labels: Any) -> tuple[Array, 
     images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
     if not images.size:
         return images, labels, None
-    # One small program: a network's operations take longer to compile one by one. Of a new function, so that JAX keeps
-    # nothing of weights which may change until the next call.
+    # One small program, because a network's operations take longer to compile one by one. A new function, so that JAX
+    # caches nothing of weights that may change before the next call.
     sample = jax.jit(lambda images: logits_fn(images))(images[:4])
     if not isinstance(sample, jax.core.Tracer) and _are_probabilities(np.asarray(sample)):
         raise ValueError(

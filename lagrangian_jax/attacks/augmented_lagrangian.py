@@ -50,13 +50,14 @@ def augmented_lagrangian(
       P(h, \rho, \mu) = \mu h + \mu \rho h^2 + \rho^2 h^3 / 6 \;\text{ for } h \ge 0, \quad
       \mu h / (1 - \rho h) \;\text{ for } h < 0
 
-    Before it, :math:`\mu \leftarrow \alpha \mu + (1 - \alpha)\, \partial P / \partial h` for each example, and every
-    ``check_every`` steps :math:`\rho \leftarrow \gamma \rho` where nothing was found yet and h has not fallen below
-    ``improvement`` times its value at the last check. The first step descends P alone, with the rate that moves the
-    image by ``init_distance``; from the first success on the rate falls exponentially to ``rate_decay`` of that.
+    Before each step :math:`\mu \leftarrow \alpha \mu + (1 - \alpha)\, \partial P / \partial h` for each example, and
+    every ``check_every`` steps :math:`\rho \leftarrow \gamma \rho` where nothing has been found yet and h has not
+    fallen below ``improvement`` times its value at the last check. The first step descends P alone, with the rate that
+    moves the image by ``init_distance``; from the first success on, the rate falls exponentially to ``rate_decay``
+    times that.
 
     Args:
-      key: a PRNG key, or one key an example (B,); used only where the first gradient is zero.
+      key: a PRNG key, or one key per example (B,); used only where the first gradient is zero.
       logits_fn: images (B, H, W, C) to logits (B, K), K at least 3.
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
@@ -64,14 +65,14 @@ def augmented_lagrangian(
       distance: what is minimised, ``distance(images, others) -> (B,)``, differentiable; the l2 norm by default, or one
         of `lagrangian_jax.distances`.
       init_distance: distance after the first step; the publication uses 0.1 for l2, 0.01 for LPIPS.
-      smoothing: alpha, of the multiplier, of RMSProp and of the momentum.
+      smoothing: alpha, the smoothing of the multiplier, of RMSProp and of the momentum.
       rate_decay: the last step size relative to the first.
-      multiplier, penalty: first mu and rho.
+      multiplier, penalty: the first mu and rho.
       penalty_growth: gamma.
-      improvement: share to which the constraint must fall between checks.
+      improvement: the share of its value at the last check to which the constraint must fall.
       check_every: steps between checks.
       tolerance: tau_z, in units of logits.
-      levels: the images tried and returned have this many values a channel; None (the publication's) for any value.
+      levels: the images tried and returned have this many values per channel; None (the publication's) for any value.
 
     Returns:
       the adversarial images of smallest distance (B, H, W, C), in [0, 1]; the clean image where none was found.
@@ -157,14 +158,14 @@ class _Search(NamedTuple):
     """The state of the search: images are (B, H, W, C), all others (B,)."""
 
     adversarial: Array
-    squares: Array  # RMSProp's
+    squares: Array  # RMSProp's mean of squared gradients
     momentum: Array
     rate: Array  # the step size that the first step finds
     mu: Array  # the multiplier
     rho: Array  # the penalty
     checked: Array  # the constraint at the last check
-    found: Array
-    first_found: Array  # the step of it
+    found: Array  # whether an adversarial image was found
+    first_found: Array  # the step that first found one
     closest: Closest
 
 

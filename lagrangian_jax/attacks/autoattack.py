@@ -35,16 +35,17 @@ def autoattack(
     Args:
       norm: "linf" or "l2".
       bound: radius of the ball, in units of images.
-      steps: of APGD and FAB, for each target.
-      targets: target classes of APGD-T and FAB-T by the logits of the clean image; all others if there are fewer.
-      queries: of Square.
+      steps: steps of each run of APGD and FAB.
+      targets: number of target classes of APGD-T and FAB-T, the likeliest by the logits of the clean image; where there
+        are fewer other classes, all of them.
+      queries: queries of Square.
 
     Returns:
       2 + 2 ``targets`` stages. The targets of a part share one compiled program. An example that was misclassified from
       the start, or that nothing fools, keeps its clean image.
 
     Source: auto-attack `autoattack.py`; for the deviations see the parts (`apgd_t`: fewer than 4 classes; `square`:
-    random numbers of each example's own). Each part gets the same keys, as there each gets the same seed.
+    random numbers are drawn for each example). All parts get the same keys, as all get the same seed in the original.
 
     >>> import lagrangian_jax as lj
     >>> len(lj.attacks.create("autoattack", norm="l2", bound=1.0).stages)
@@ -70,19 +71,19 @@ def checks(
     """Looks for what makes a white-box evaluation unreliable, on a few images, before AutoAttack runs.
 
     Args:
-      key: a PRNG key, or one key an example (B,), for the point where gradients are looked at.
-      logits_fn: images (B, H, W, C) to logits (B, K). It is called outside of `jax.jit`, in which a random number drawn
-        on the host would be frozen.
+      key: a PRNG key, or one key per example (B,), for the points at which gradients are looked at.
+      logits_fn: images (B, H, W, C) to logits (B, K). It is called outside of `jax.jit`, which would freeze a random
+        number drawn on the host.
       images: (B, H, W, C); a batch is enough.
       labels: (B,).
       norm, bound: the ball in which the network will be attacked.
 
     Returns:
-      warnings, one sentence on what was seen and one on what it means; none if nothing was found.
+      warnings, each with a sentence on what was seen and one on what it means; empty if nothing was found.
 
     Source: auto-attack `checks.py` (random networks, probabilities, zero gradients, number of classes), with its
-    thresholds. Added: dependence on batch-mates. Different: zero gradients are those of the margin and of the
-    cross-entropy; the difference-of-logits ratio is constant where the label comes third.
+    thresholds. Added: dependence on batch-mates. Different: the gradients tested are those of the margin and
+    the cross-entropy, because the difference-of-logits ratio is constant where the label comes third.
 
     >>> import jax, jax.numpy as jnp
     >>> images, labels = jnp.full((2, 4, 4, 3), 0.5), jnp.array([0, 1])
@@ -103,7 +104,7 @@ def checks(
 
 
 def square_check(execution: Execution, labels: Array | np.ndarray) -> list[str]:
-    """A warning if Square, the last stage, fooled over 0.2 % of all examples after the gradient attacks had failed.
+    """A warning if Square, the last stage, fooled more than 0.2 % of all examples after the gradient attacks failed.
 
     Args:
       execution: what `lagrangian_jax.attacks.execute` returned for `autoattack`.
@@ -143,9 +144,9 @@ def _random(logits_fn: LogitsFn, images: Array, labels: Array, times: int = 5, t
     if spread <= tolerance and jnp.all(correct == correct[0]):
         return None
     return (
-        f"the network is random: {times} runs on the same images gave between {int(correct.min())} and "
-        f"{int(correct.max())} correct of {len(images)}, and logits that differ. One gradient is not that of the "
-        "expected loss: average over several (expectation over transformation), or the robustness is overestimated."
+        f"the network is random: in {times} runs on the same {len(images)} images, between {int(correct.min())} and "
+        f"{int(correct.max())} were correct, and the logits differed. One gradient is not that of the expected loss: "
+        "average over several (expectation over transformation), or the robustness is overestimated."
     )
 
 
@@ -168,7 +169,7 @@ def _classes(classes: int) -> str | None:
         return None
     return (
         f"with {classes} classes the targeted difference-of-logits ratio does not exist. APGD-T ascends the negative "
-        "cross-entropy of the target in its place, which is weaker where logits are large."
+        "cross-entropy of the target instead, which is weaker where logits are large."
     )
 
 

@@ -13,13 +13,13 @@ from lagrangian_jax.losses import margin
 
 
 class _Search(NamedTuple):
-    """One round: Adam on the variable w for given constants, with what the examples have reached."""
+    """The state of one round: Adam on the variable w at fixed constants, and what each example has reached."""
 
     i: Array
     shift: Array  # w - w0
     optimiser: Any
-    live: Array  # examples still worked on
-    found: Array  # fooled in this round
+    live: Array  # whether the example still runs
+    found: Array  # whether it was fooled in this round
     lowest: Array  # lowest loss
     previous: Array  # lowest loss at the last check of progress
     closest: Closest
@@ -45,25 +45,25 @@ def carlini_wagner(
     .. math:: \min_w \|x'(w) - x\|_2^2 + c\, \max(z_y(x') - \max_{k \ne y} z_k(x') + \kappa, 0)
 
     Each round starts anew from :math:`w = \mathrm{artanh}((1 - 10^{-6})(2x - 1))`. c starts small. After a round
-    without success it grows tenfold, or goes to the middle of its bracket once that has an upper end; after success it
-    goes to the middle as well.
+    without success it grows tenfold or, once its bracket has an upper end, moves to the middle of the bracket; after a
+    success it also moves to the middle.
 
     Args:
       key: unused; the attack is deterministic.
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
-      steps: the most gradient evaluations in a round. The original takes up to 10,000; 1,000 loses little and with the
-        abort below most rounds end sooner. It runs as long as the slowest example of the batch needs.
+      steps: the most gradient evaluations in a round. The original takes up to 10,000; 1,000 loses little, and with
+        ``abort_early`` most rounds end sooner. A round lasts as long as the slowest example of the batch needs.
       search_steps: rounds, hence values of c. From 10 on, the last round repeats the smallest c that succeeded.
       step_size: learning rate of Adam, in units of w.
       initial_const: first c.
       kappa: the margin by which the label must lose, in units of logits, for an image to count as found.
-      abort_early: end an example's round when in a tenth of the steps its lowest loss has not fallen by 0.01 %.
+      abort_early: end an example's round if its lowest loss has not fallen by 0.01 % within a tenth of the steps.
 
     Returns:
-      the images of smallest l2 norm found (B, H, W, C), in [0, 1]; the clean image where none was found and where it is
-      misclassified (by ``kappa``) already.
+      the images of smallest l2 norm found (B, H, W, C), in [0, 1]; the clean image where none was found or where it is
+      already misclassified (by ``kappa``).
 
     Source: nn_robust_attacks `l2_attack.py`, untargeted; adversarial-library `carlini_wagner_l2`. Deviations: the abort
     is judged for each example, where the original waits for the whole batch, so that results do not depend on

@@ -1,4 +1,4 @@
-"""Corruptions that no gradient steers: the clean image, Gaussian noise, Gaussian blur."""
+"""Corruptions, which use no gradients: the clean image, Gaussian noise, Gaussian blur."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from lagrangian_jax.attacks.attack import LogitsFn, example_keys, normal
 
 
 def none(key: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
-    """No attack: returns the images. The row of clean accuracy in a suite."""
+    """No attack: returns the images; in a suite, its row is the clean accuracy."""
     return images
 
 
@@ -18,14 +18,14 @@ def gaussian_noise(
     """Additive Gaussian noise of the given variance, one draw: x + sqrt(variance) N(0, 1).
 
     Args:
-      key: a PRNG key, or one key an example (B,).
+      key: a PRNG key, or one key per example (B,).
       logits_fn, labels: unused.
       images: (B, H, W, C) float32 in [0, 1].
       variance: in squared units of images; 0.05 in the paper (standard deviation 0.2236).
       clip: clip the result to [0, 1]. The paper's noise is not clipped (mean l2 norm 12.39 on CIFAR-10, Table 7).
 
     Returns:
-      images (B, H, W, C), outside [0, 1] unless ``clip``.
+      images (B, H, W, C); they may leave [0, 1] unless ``clip``.
 
     Source: Lagrangian_Unseen `eval_model.py`.
 
@@ -55,7 +55,7 @@ def gaussian_blur(
     Args:
       key, logits_fn, labels: unused.
       images: (B, H, W, C) float32 in [0, 1].
-      kernel_size: taps, odd.
+      kernel_size: number of taps, odd.
       sigma: standard deviation in pixels.
       padding: "zero" as in the paper (torchgeometry 0.1.2; it darkens the border) or "reflect".
 

@@ -24,33 +24,33 @@ def elastic(
     random_start: bool = True,
     keep: str = "last",
 ) -> Array:
-    r"""Sign ascent on a flow that is smoothed with a Gaussian, then displaces every pixel.
+    r"""Sign ascent on a flow that is smoothed with a Gaussian and then displaces every pixel.
 
     .. math:: w \leftarrow \mathrm{clip}_{[-b,b]}(w + s\,\mathrm{sign}(g)), \quad x'(p) = x(p + (G * w)(p))
 
-    The bound is on the flow before it is smoothed: a pixel moves by less, much less with the wide kernel.
+    The bound applies to the flow before it is smoothed: a pixel moves by less, much less with a wide kernel.
 
     Args:
-      key: a PRNG key, or one key an example (B,), for the start.
+      key: a PRNG key, or one key per example (B,), for the start.
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
-      bound: b, the largest flow of a coordinate in pixels; 0.5 in Tables 1 and 2.
+      bound: b, the largest flow along either axis, in pixels; 0.5 in Tables 1 and 2.
       steps: gradient evaluations.
       step_size: s in pixels; ``bound / sqrt(steps)``, UAR's rule, if not given.
-      kernel_size: taps of the Gaussian, odd; 25 is the default of the released class, UAR takes 5 on CIFAR-10.
-      sigma: its standard deviation in pixels; 3 as released, 3/7 on CIFAR-10 in UAR.
-      align_corners: False samples as the published numbers did (PyTorch 1.3 or later), where the base grid does not
-        meet the pixel centres: without any flow the image is shrunk by (H - 1) / H and its border mixed with zeros.
-        True is the attack that was meant: without flow it returns the image.
-      random_start: start with a flow uniform in the bound, else with none.
+      kernel_size: taps of the Gaussian, odd; 25 is the default of the released class, UAR uses 5 on CIFAR-10.
+      sigma: standard deviation of the Gaussian, in pixels; 3 as released, 3/7 on CIFAR-10 in UAR.
+      align_corners: False samples as for the published numbers (PyTorch 1.3 or later), where the base grid misses the
+        pixel centres: even without flow the image shrinks by the factor (H - 1) / H and its border mixes with zeros.
+        True is the attack as intended: without flow it returns the image.
+      random_start: start with a flow uniform within the bound, else with none.
       keep: "last" (the paper's) or "best" iterate by the loss.
 
     Returns:
       adversarial images (B, H, W, C) in [0, 1].
 
-    Source: advex-uar `elastic_attack.py`, in the Lagrangian_Unseen copy. Deviations: an image may be oblong (a pixel is
-    2 / H of the grid down and 2 / W across), and rounding beyond [0, 1] is clipped.
+    Source: advex-uar `elastic_attack.py`, in the Lagrangian_Unseen copy. Deviations: images need not be square (a pixel
+    is 2 / H of the grid down and 2 / W across), and what rounding puts beyond [0, 1] is clipped.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> images = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3))
@@ -84,7 +84,7 @@ def _check_kernel(kernel_size: int, height: int, width: int) -> None:
 
 
 def smooth(flow: Array, kernel_size: int, sigma: float) -> Array:
-    """A flow (B, H, W, 2) convolved with a Gaussian of sum 1, its border reflected; one matrix product an axis."""
+    """A flow (B, H, W, 2) convolved with a Gaussian of sum 1, its border reflected; one matrix product per axis."""
     down, across = (jnp.asarray(_smoothing_matrix(n, kernel_size, sigma)) for n in flow.shape[1:3])
     return jnp.einsum("hi,wj,bijc->bhwc", down, across, flow, precision=lax.Precision.HIGHEST)
 
@@ -98,7 +98,7 @@ def _smoothing_matrix(size: int, kernel_size: int, sigma: float) -> np.ndarray:
 
 
 def displace(images: Array, flow: Array, align_corners: bool) -> Array:
-    """Images (B, H, W, C) read at every pixel plus its flow (B, H, W, 2), (x, y) in pixels of 2 / W and 2 / H."""
+    """Reads images (B, H, W, C) at every pixel plus its flow (B, H, W, 2), (x, y) in pixels of 2 / W and 2 / H."""
     height, width = images.shape[1:3]
     x, y = jnp.meshgrid(*(jnp.linspace(-1.0, 1.0, size, dtype=flow.dtype) for size in (width, height)))
     pixel = jnp.array([2 / width, 2 / height], flow.dtype)

@@ -22,19 +22,19 @@ def hyperplane_step(points: Array, weights: Array, gap: Array, norm: str) -> Arr
     Each coordinate moves against the sign of ``w * gap`` by :math:`\min(\mu r_j, \text{room}_j)`, with the rate
     :math:`r_j` = 1 (linf) or :math:`|w_j|` (l2) and the room that the box leaves, until the gap closes:
     :math:`\sum_j |w_j| \min(\mu r_j, \text{room}_j) = |\text{gap}|`. The left side is concave and piecewise linear in
-    :math:`\mu`, so Newton's method from 0 never overshoots and ends at the exact solution after a few rounds; it needs
-    neither a sort nor differences of long cumulative sums, as the search among sorted breakpoints does.
+    :math:`\mu`, so Newton's method from 0 never overshoots and ends at the exact solution after a few rounds. Unlike
+    a search among sorted breakpoints, it needs neither a sort nor differences of long cumulative sums.
 
-    Where the box does not reach the hyperplane, each coordinate with a weight goes to its face.
+    Where the box does not reach the hyperplane, each coordinate with a nonzero weight goes to its face of the box.
 
     Args:
       points: x, (B, ...) in [0, 1].
-      weights: w, as ``points``; zero weights do not move.
+      weights: w, shaped as ``points``; coordinates of weight zero do not move.
       gap: (B,), the value at x of the affine function that is zero on the hyperplane and has the gradient w.
       norm: "linf" or "l2".
 
     Returns:
-      t, as ``points``.
+      t, shaped as ``points``.
     """
     axes = example_axes(points)
     down = jnp.sign(expand(gap, points)) * weights
@@ -49,7 +49,7 @@ def hyperplane_step(points: Array, weights: Array, gap: Array, norm: str) -> Arr
         filled = jnp.sum(jnp.where(full, weight * room, 0.0), axes)
         slope = jnp.sum(jnp.where(full, 0.0, weight * rate), axes)
         reached = (gap - filled) / jnp.where(slope > 0, slope, 1.0)
-        # The maximum keeps the sequence monotone in floating point: it ends at a fixed point, whatever batch-mates do.
+        # The maximum keeps the sequence monotone in floating point: it ends at a fixed point whatever batch-mates do.
         return jnp.maximum(scale, jnp.where(slope > 0, reached, everywhere)), scale
 
     def moves(carry):
@@ -73,10 +73,10 @@ def fab(
     eta: float = 1.05,
     beta: float = 0.9,
 ) -> tuple[Array, Array]:
-    r"""The nearest misclassified image that the boundary between label and target leads to.
+    r"""The nearest misclassified image found by approaching the boundary between label and target.
 
-    At the iterate :math:`x_i` the boundary is taken as the hyperplane where the linearised :math:`z_t - z_y` is zero.
-    With :math:`d_1` and :math:`d_2` the steps (see `hyperplane_step`) onto it from the iterate and from the clean
+    At the iterate :math:`x_i` the boundary is approximated by the hyperplane where the linearised :math:`z_t - z_y` is
+    zero. With :math:`d_1` and :math:`d_2` the steps (see `hyperplane_step`) onto it from the iterate and from the clean
     image, and :math:`\alpha = \min(\|d_1\| / (\|d_1\| + \|d_2\|), \alpha_{max})`:
 
     .. math:: x_{i+1} = \mathrm{clip}_{[0,1]}((1 - \alpha)(x_i + \eta d_1) + \alpha (x + \eta d_2))
@@ -88,15 +88,15 @@ def fab(
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) in [0, 1].
       labels: (B,).
-      targets: (B,), the class of whose boundary the attack makes use.
+      targets: (B,), t, the classes whose boundary with the label is approached.
       norm: "linf" or "l2".
-      steps: iterations, each one gradient and one more forward pass.
+      steps: iterations; each costs one gradient and one more forward pass.
       alpha_max: largest weight of the step from the clean image.
-      eta: how far to go over the hyperplane.
-      beta: where to start again after a success.
+      eta: the factor by which steps are lengthened, to overshoot the hyperplane.
+      beta: where to start again after a success, as a share of the perturbation.
 
     Returns:
-      the nearest misclassified images, the clean ones where there are none, and their distances (B,), there infinite.
+      the nearest misclassified images and their distances (B,); where there is none, the clean image and infinity.
 
     Source: auto-attack `fab_base.py`, first restart (no random start).
     """
@@ -146,21 +146,21 @@ def fab_t(
     eta: float = 1.05,
     beta: float = 0.9,
 ) -> tuple[Stage, ...]:
-    """The targeted FAB attack, one stage a target class; deterministic.
+    """The targeted FAB attack, one stage per target class; deterministic.
 
     The targets are the classes ranked 2 .. ``targets`` + 1 by the logits of the clean image; a stage runs on the
-    examples that still hold. An image within the bound counts as soon as it is misclassified, whatever the class; where
-    the nearest one is farther away the clean image is returned.
+    examples that still hold. Any misclassified image within the bound counts, whatever its class; where even the
+    nearest one is farther away, the clean image is returned.
 
     Args:
-      norm: "linf" or "l2", which distance is made small.
+      norm: "linf" or "l2", the distance that is minimised.
       bound: largest distance that counts, in units of images.
-      steps: iterations a target, each one gradient and one more forward pass.
+      steps: iterations per target; each costs one gradient and one more forward pass.
       targets: number of target classes; where there are fewer other classes, all of them.
       alpha_max, eta, beta: see `fab`.
 
     Returns:
-      the stages; they share one compiled program, for the rank is traced.
+      the stages; they share one compiled program, because the rank is traced.
 
     Source: Croce and Hein 2020 (arXiv 1907.02044); auto-attack `fab_base.py`, targeted.
 

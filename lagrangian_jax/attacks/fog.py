@@ -28,11 +28,11 @@ def fog(
     with the maximum over each channel, f the fractal scaled to [0, 1] and x in [0, 255].
 
     Args:
-      key: a PRNG key, or one key an example (B,), for the start.
+      key: a PRNG key, or one key per example (B,), for the start.
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
-      bound: b, the strength of the fog in pixel values of 255; 256 in Table 2. With 0 each channel is divided by its
+      bound: b, the strength of the fog, pixels in [0, 255]; 256 in Table 2. With 0 each channel is still divided by its
         maximum.
       steps: gradient evaluations.
       step_size: s, in units of the variables, which lie in [0, 1]; ``bound / sqrt(steps)``, UAR's rule, if not given.
@@ -46,11 +46,11 @@ def fog(
     Returns:
       adversarial images (B, H, W, C) in [0, 1].
 
-    Source: advex-uar `fog_attack.py`. Deviations: unless ``batch_normalise`` each example is scaled by itself, and the
-    limits count as constants in the gradient (robust accuracy on the recorded network 7 to 9 %, the original's 9 %,
-    and 11 to 13 % with the gradient through the limits); any image size (the side of the fractal is the next power of
-    two above the larger side, cropped at its centre); a flat fractal gives no fog where the original divides zero by
-    zero.
+    Source: advex-uar `fog_attack.py`. Deviations: unless ``batch_normalise``, each example is scaled by itself, and the
+    limits count as constants in the gradient (robust accuracy on the recorded network: 7 to 9 %; the original's: 9 %;
+    with the gradient through the limits: 11 to 13 %). Images may have any size (the side of the fractal is the next
+    power of two above the larger side, and its centre is used). A flat fractal gives no fog, where the original divides
+    zero by zero.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.mean((1, 2, 3)), -images.mean((1, 2, 3))], axis=-1)
@@ -78,12 +78,12 @@ def fog(
 
 
 def plasma(variables: Array, side: int) -> Array:
-    """The diamond-square fractal on a torus, (B, side, side), of side a power of two.
+    """The diamond-square fractal on a torus, (B, side, side), with side a power of two.
 
     Args:
       variables: (B, side^2 - 1) in [0, 1]. For each level l = 0, 1, ... come three fields of 2^l x 2^l: the offsets of
         the centres of the squares, of the middles of their upper edges, and of the middles of their left edges.
-      side: of the map.
+      side: side of the map.
     """
     batch = variables.shape[0]
     corners = jnp.zeros((batch, 1, 1), variables.dtype)
@@ -108,10 +108,10 @@ def _interleave(even: Array, odd: Array) -> Array:
 
 
 def normalise(plasma: Array, over_batch: bool) -> Array:
-    """Scales maps (B, side, side) to [0, 1]: each by itself, its limits constants in the gradient, or all alike.
+    """Scales maps (B, side, side) to [0, 1]: each by itself, its limits constant in the gradient, or all alike.
 
-    With limits of its own every map hangs on two of its pixels; a gradient through them is dominated by these, and the
-    attack is weaker than the original's, where only two examples of the batch feel it.
+    Scaled by its own limits, every map depends on two of its pixels. They would dominate a gradient through the limits
+    and weaken the attack; in the original, this affects only two examples of the batch.
     """
     axes = (0, 1, 2) if over_batch else (1, 2)
     low, high = (limit(plasma, axis=axes, keepdims=True) for limit in (jnp.min, jnp.max))
@@ -121,7 +121,7 @@ def normalise(plasma: Array, over_batch: bool) -> Array:
 
 
 def blend(images: Array, haze: Array, bound: float) -> Array:
-    """Images (B, H, W, C) in haze (B, H, W) of strength ``bound``, in pixel values of 255; in [0, 1]."""
+    """Blends images (B, H, W, C) with haze (B, H, W) of strength ``bound``, pixels in [0, 255]; returns [0, 1]."""
     pixels = 255 * images
     brightest = jnp.max(pixels, axis=(1, 2), keepdims=True) + bound
     mixed = (pixels + bound * haze[..., None]) / jnp.where(brightest > 0, brightest, 1.0)

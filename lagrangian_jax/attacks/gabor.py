@@ -31,20 +31,20 @@ def gabor(
        x' = \mathrm{clip}_{[0,255]}(x + b\, n(a * K))
 
     with x in [0, 255], K a kernel drawn for the example, m the mask of free positions, and n the scaling to [0, 1] of
-    `normalise_noise`; so the noise, of one channel, only brightens.
+    `normalise_noise`; so the noise, the same in every channel, only brightens.
 
     Args:
-      key: a PRNG key, or one key an example (B,), for the kernel and the start.
+      key: a PRNG key, or one key per example (B,), for the kernel and the start.
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
-      bound: b, the largest change of a pixel, in pixel values of 255; 12.5 is UAR's second level on ImageNet-100. The
+      bound: b, the largest change of a pixel, pixels in [0, 255]; 12.5 is UAR's second level on ImageNet-100. The
         0.125 in the paper's caption of Table 2 would change nothing.
       steps: gradient evaluations.
       step_size: s, in units of the impulses, which lie in [-1, 1]; ``bound / sqrt(steps)``, UAR's rule, if not given.
-        At the default bound that is 1.77: an impulse is at -1 or 1 soon. UAR calibrates with 0.002236 at 200 steps.
-      random_start: start with random impulses at one pixel in 14. As in the original these very pixels are the ones
-        that the first step clears for good (m is zero there). Else start without impulses, every pixel free.
+        At the default bound that is 1.77: impulses are soon at -1 or 1. UAR calibrates with 0.002236 at 200 steps.
+      random_start: start with random impulses at one pixel in 14; as in the original, the first step clears exactly
+        these pixels, for good (m is zero there). Else start without impulses, every pixel free.
       keep: "last" (the paper's) or "best" iterate by the loss.
 
     Returns:
@@ -85,7 +85,7 @@ def random_impulses(keys: Array, height: int, width: int) -> Array:
 
 
 def random_kernels(keys: Array) -> Array:
-    """A random Gabor kernel an example, (B, 23, 23): see `gabor_kernels` for what is drawn."""
+    """One random Gabor kernel per example, (B, 23, 23); see `gabor_kernels` for what is drawn."""
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
     sides = jax.vmap(lambda key: jax.random.randint(key, (), 1, MAX_SIDES + 1))(keys[:, 0])
     sigma = uniform(keys[:, 1], (), 0.1, 0.4)
@@ -100,13 +100,13 @@ def gabor_kernels(sides: Array, sigma: Array, frequency: Array, angle: Array) ->
        \quad t_i = t + \pi i / n
 
     Args:
-      sides: n, (B,) integers up to 10.
+      sides: n, the number of directions, (B,) integers up to 10.
       sigma: (B,), in widths of the kernel.
-      frequency: f, (B,), in waves a kernel.
+      frequency: f, (B,), in waves per width of the kernel.
       angle: t, (B,).
 
     Returns:
-      (B, 23, 23), rows y.
+      (B, 23, 23); rows run along y.
     """
     line = jnp.linspace(-0.5, 0.5, KERNEL_SIZE, dtype=jnp.float32)
     y, x = line[:, None], line[None, :]
@@ -122,13 +122,13 @@ def gabor_kernels(sides: Array, sigma: Array, frequency: Array, angle: Array) ->
 
 
 def normalise_noise(noise: Array) -> Array:
-    r"""Noise (B, H, W) with its contrast levelled, so that it is close to two-valued, then scaled to [0, 1].
+    r"""Noise (B, H, W) with its contrast levelled, so that it is nearly two-valued, then scaled to [0, 1].
 
     .. math:: n_1 = \mu + 1.001\, (n_0 - \mu) / (0.001 + c), \quad c = |n_0 - \mu| / \max |n_0 - \mu|
 
     The mean, the factor and the limits of the scaling count as constants in the gradient. The original takes c from the
-    square root of a spectrum's inverse, which is the same but for rounding: its noise differs by up to 0.004 where c is
-    below 0.01.
+    square root of a spectrum's inverse, which is the same except for rounding: its noise differs by up to 0.004 where c
+    is below 0.01.
     """
     fixed = lax.stop_gradient(noise)
     mean = jnp.mean(fixed, axis=(1, 2), keepdims=True)

@@ -45,7 +45,7 @@ def ascend(
       start: the first perturbation.
       state: threaded through every forward pass (batch statistics; ``()`` for a plain function).
       steps: number of gradient evaluations.
-      keep: "last" returns the last iterate; "best" the one with the largest score, at one more forward pass.
+      keep: "last" returns the last iterate; "best" the one of largest score, at the cost of one more forward pass.
 
     Returns:
       the perturbation and the state.
@@ -109,19 +109,19 @@ def pgd(
     """Projected gradient ascent on ``loss``; the form that training uses, with a network state threaded through.
 
     Args:
-      keys: a key, or one an example.
+      keys: a key, or one key per example.
       forward: ``(images, state) -> (logits, state)``.
       state: the network's state, e.g. batch statistics; ``()`` for a plain function.
       images: (B, H, W, C) in [0, 1].
       labels: (B,).
       norm: "linf" or "l2".
-      bound: radius of the ball in units of images, a number or one an example, (B,).
+      bound: radius of the ball in units of images, a number or one per example, (B,).
       steps: number of gradient evaluations.
       step_size: a number or (B,), as ``bound``.
       random_start: start uniformly in the ball, else at the image.
-      start: the first perturbation, if it is neither of those.
+      start: the first perturbation; overrides ``random_start``.
       keep: "last" or "best", by the loss.
-      direction: linf only: maps the gradient to the step; `jnp.sign` for PGD.
+      direction: linf only; maps the gradient to the step: `jnp.sign` for PGD.
       loss: ``(logits, labels) -> (B,)``.
 
     Returns:
@@ -155,7 +155,7 @@ def _linf_update(images, bound, step_size, direction):
 
 def _l2_update(images, bound, step_size):
     def update(i, perturbation, gradient):
-        # The floor of advertorch: gradients of very confident examples below 1e-6 give shorter steps.
+        # advertorch's floor: gradients of norm below 1e-6, those of very confident examples, give shorter steps.
         unit = gradient / expand(jnp.maximum(l2_norm(gradient), 1e-6), gradient)
         return project_l2(clip_to_box(perturbation + step_size * unit, images), bound)
 
@@ -184,14 +184,14 @@ def pgd_linf(
     .. math:: d \leftarrow \mathrm{clip}_{[0,1]}(x + \mathrm{clip}_{[-b,b]}(d + s\,\mathrm{sign}(g))) - x
 
     Args:
-      key: a PRNG key, or one key an example (B,); used by ``random_start`` alone.
+      key: a PRNG key, or one key per example (B,); used only by ``random_start``.
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
       bound: radius of the linf ball, in units of images; 8/255 in Table 1, 4/255 in Table 2.
       steps: gradient evaluations.
-      step_size: if not given ``bound / 33`` for 40 steps, as in the paper's evaluation script, and in proportion for
-        other numbers: the steps together reach 1.2 times the bound.
+      step_size: by default ``bound / 33`` for 40 steps, as in the paper's evaluation script; for other numbers of steps
+        it is scaled so that the steps together reach the same 1.2 times the bound.
       random_start: start uniformly in the ball; the paper starts at the image.
       keep: "last" (the paper's) or "best" iterate by the loss.
 
@@ -240,17 +240,18 @@ def pgd_l2(
 
     .. math:: d \leftarrow \Pi_b(\mathrm{clip}_{[0,1]}(x + d + s\,g / \max(\|g\|_2, 10^{-6})) - x)
 
-    The box comes before the ball, as in advertorch; both hold at the end, because the ball shrinks towards the image.
+    The box comes before the ball, as in advertorch; both hold at the end, because the projection onto the ball moves
+    towards the image.
 
     Args:
-      key: a PRNG key, or one key an example (B,); used by ``random_start`` alone.
+      key: a PRNG key, or one key per example (B,); used only by ``random_start``.
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
       bound: radius of the l2 ball over all pixels and channels, images in [0, 1]; 1.0 in Table 1, 4.0 in Table 2.
       steps: gradient evaluations.
-      step_size: if not given ``bound / 33`` for 40 steps, as in the paper's evaluation script, and in proportion for
-        other numbers: the steps together reach 1.2 times the bound.
+      step_size: by default ``bound / 33`` for 40 steps, as in the paper's evaluation script; for other numbers of steps
+        it is scaled so that the steps together reach the same 1.2 times the bound.
       random_start: start uniformly in the ball (normal direction, radius b U^(1/n)); the paper starts at the image.
       keep: "last" (the paper's) or "best" iterate by the loss.
 
@@ -303,7 +304,7 @@ def mpgd(
 ) -> Array:
     """PGD in the linf ball with the step direction g / max|g| in place of sign(g): the paper's Table 4.
 
-    Step sizes there come from a grid search for each bound (the driver of Table 4 does it); see `pgd_linf` for the
+    The step sizes of Table 4 come from a grid search for each bound, which its driver runs. See `pgd_linf` for the
     arguments.
 
     Source: paper, section on Table 4; no code was released.
@@ -344,8 +345,8 @@ def fgsm(
 ) -> Array:
     """Fast gradient sign method (Goodfellow et al. 2015): clip(x + bound * sign(grad CE(x))), one gradient.
 
-    See `pgd_linf` for the arguments. With ``random_start`` the gradient is that of a point in the ball, and the image
-    is the step from there projected onto the ball.
+    See `pgd_linf` for the arguments. With ``random_start`` the gradient is taken at a random point of the ball, and
+    the step from there is projected onto the ball.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)), -images.sum((1, 2, 3))], axis=-1)
@@ -392,8 +393,8 @@ def mi_fgsm(
       step_size: ``bound / steps`` if not given, as in the publication.
       momentum: the decay factor mu.
 
-    Source: Dong et al. 2018, algorithm 1. Deviation: a gradient of zero leaves the velocity's decay alone, where the
-    formula divides by zero.
+    Source: Dong et al. 2018, algorithm 1. Deviation: where the gradient is zero the velocity only decays; the formula
+    divides by zero there.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)), -images.sum((1, 2, 3))], axis=-1)
@@ -418,10 +419,10 @@ def mi_fgsm(
             best = better(best, perturbation, values)
         return project(i, perturbation, velocity), velocity, best
 
-    rest, batch = jnp.zeros_like(images), images.shape[0]
-    start = linf_start(example_keys(key, batch), images, bound) if random_start else rest
+    zeros, batch = jnp.zeros_like(images), images.shape[0]
+    start = linf_start(example_keys(key, batch), images, bound) if random_start else zeros
     best = (start, jnp.full(batch, -jnp.inf, images.dtype)) if keep == "best" else ()
-    perturbation, _, best = lax.fori_loop(0, steps, step, (start, rest, best))
+    perturbation, _, best = lax.fori_loop(0, steps, step, (start, zeros, best))
     if keep == "best":
         perturbation, _ = better(best, perturbation, total(perturbation)[1])
     return jnp.clip(images + perturbation, 0.0, 1.0)

@@ -30,7 +30,7 @@ _YCBCR = np.array(
 )  # rows Y, Cb, Cr of RGB
 _RGB = np.array([[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772, 0.0]], np.float32)  # of Y, Cb, Cr
 
-# Row u of this matrix is the cosine of frequency u on 8 pixels, of norm 1.
+# Row u of this matrix is the cosine of frequency u on 8 pixels, scaled to norm 1.
 _COSINES = np.cos((2 * np.arange(8) + 1) * np.arange(8)[:, None] * np.pi / 16) / 2
 _COSINES[0] /= np.sqrt(2)
 _COSINES = _COSINES.astype(np.float32)
@@ -56,27 +56,27 @@ def jpeg(
     Nothing is rounded: the noise stands for what rounding could do.
 
     Args:
-      key: a PRNG key, or one key an example (B,), for the start.
+      key: a PRNG key, or one key per example (B,), for the start.
       logits_fn: images (B, H, W, 3) to logits (B, K).
       images: (B, H, W, 3) float32 RGB in [0, 1], H and W multiples of 16.
       labels: (B,) integers.
       bound: b; half of it is the largest change of a coefficient, in units of its quantisation step. 0.125 in Tables 1
-        and 2. With 0 the image still loses its chroma's detail (mean l2 norm 0.75 on CIFAR-10).
+        and 2. With 0 the image still loses detail in its chroma (mean l2 norm 0.75 on CIFAR-10).
       steps: gradient evaluations.
-      step_size: s in units of the bound; ``bound / sqrt(steps)`` if not given. The paper's script divides by 7.07.
-      random_start: start uniformly in the bound, else without noise.
+      step_size: s, in units of the bound; ``bound / sqrt(steps)`` if not given. The paper's script has bound / 7.07.
+      random_start: start with noise uniform within the bound, else with none.
       keep: "last" (the paper's) or "best" iterate by the loss.
 
     Returns:
       adversarial images (B, H, W, 3) in [0, 1].
 
     Raises:
-      ValueError: H or W not a multiple of 16, or other than 3 channels.
+      ValueError: H or W is not a multiple of 16, or there are not 3 channels.
 
-    Source: advex-uar `jpeg_attack.py`, in the Lagrangian_Unseen copy. Kept from it: the first gradient is taken with
-    the noise once more multiplied by the bound. Deviations: as nothing is rounded, encoding and decoding cancel, so the
-    noise alone goes through the inverse DCT; ``keep="best"`` leaves out the first image, which that quirk makes unlike
-    its variables.
+    Source: advex-uar `jpeg_attack.py`, in the Lagrangian_Unseen copy. Kept from it: for the first gradient the noise
+    is multiplied by the bound a second time. Deviations: as nothing is rounded, encoding and decoding cancel, so only
+    the noise goes through the inverse DCT; ``keep="best"`` leaves out the first image, because that quirk makes it
+    differ from the image of its noise.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.std((1, 2, 3)) - 0.01, 0.01 - images.std((1, 2, 3))], axis=-1)
@@ -111,7 +111,7 @@ def jpeg(
 
 
 def subsample_chroma(images: Array) -> Array:
-    """What JPEG without rounding makes of images (B, H, W, 3): chroma averaged over 2 x 2 pixels, nothing clipped."""
+    """Images (B, H, W, 3) after JPEG without rounding: chroma is averaged over 2 x 2 pixels, nothing is clipped."""
     batch, height, width, _ = images.shape
     planes = jnp.einsum("bhwc,dc->bhwd", images, _YCBCR, precision=lax.Precision.HIGHEST)
     luma, chroma = planes[..., :1], planes[..., 1:]
@@ -120,11 +120,11 @@ def subsample_chroma(images: Array) -> Array:
 
 
 def decode(noise: Array, height: int, width: int) -> Array:
-    """The change of the RGB image, in pixel values of 255, when half the noise is added to the quantised coefficients.
+    """The change of the RGB image, pixels in [0, 255], when half the noise is added to the quantised coefficients.
 
     Args:
       noise: (B, 3 H W / 2), in units of quantisation steps: the coefficients of Y, (H, W), then those of Cb and Cr,
-        (2, H / 2, W / 2). Each 8 x 8 tile holds the frequencies of the block in its place, rows vertical.
+        (2, H / 2, W / 2). Each 8 x 8 tile holds the frequencies of the block at its place, vertical ones by row.
       height, width: H and W.
 
     Returns:

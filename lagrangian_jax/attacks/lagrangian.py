@@ -24,7 +24,7 @@ def lagrangian(
     kappa: float = 1.0,
     keep: str = "last",
 ) -> Array:
-    r"""The Lagrangian attack: unbounded, the multiplier alone weighs the norm of the perturbation.
+    r"""The Lagrangian attack: it has no bound; only the multiplier holds down the norm of the perturbation.
 
     Starting from :math:`d \sim N(0, \sigma^2)`, for i = 0 .. N - 1 (Algorithm 1, lines 3 to 8):
 
@@ -36,7 +36,7 @@ def lagrangian(
       d \leftarrow \mathrm{clip}_{[0,1]}(x + d + \alpha_i\, g / \max_j |g_j|) - x
 
     Args:
-      key: a PRNG key, or one key an example (B,).
+      key: a PRNG key, or one key per example (B,).
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
@@ -44,16 +44,16 @@ def lagrangian(
       step_size: alpha, the change of the most changed pixel in the first step; 0.15 on CIFAR-10, 0.25 on ImageNet-100.
       multiplier: lambda; 2.0 on CIFAR-10, 0.45 on ImageNet-100. The last step uses 0.63 lambda, never lambda itself.
       decay: c.
-      init_std: standard deviation of the first perturbation, which is not clipped before the first forward pass, unless
-        it may be kept.
+      init_std: standard deviation of the first perturbation, which is not clipped before the first forward pass unless
+        ``keep="best"`` might return it.
       kappa: the margin above which only the norm is reduced.
-      keep: "last" (the paper's) or "best": of the iterates that fool the network the one of smallest l2 norm, else the
-        one of largest margin.
+      keep: "last" (the paper's) or "best": of the iterates that fool the network, the one of smallest l2 norm; if none
+        does, the one of largest margin.
 
     Returns:
       adversarial images (B, H, W, C) in [0, 1].
 
-    Source: Lagrangian_Unseen `Lag_attack.py`. Where it differs from the paper the code is followed: a standard
+    Source: Lagrangian_Unseen `Lag_attack.py`. Where that code differs from the paper, it is followed: a standard
     deviation of 0.01 (the paper: a variance), the clip to the box (the paper: none), 1e-8 added to max|g|, and kappa.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
@@ -97,7 +97,7 @@ def lagrangian_with_state(
     kappa: float = 1.0,
     keep: str = "last",
 ) -> tuple[Array, Any]:
-    """`lagrangian` for training: ``forward(images, state) -> (logits, state)``; ``multiplier`` may be one an example.
+    """`lagrangian` for training: ``forward(images, state) -> (logits, state)``; ``multiplier`` may be (B,).
 
     Returns:
       the adversarial images and the state after the last forward pass.
@@ -109,7 +109,7 @@ def lagrangian_with_state(
     def objective(perturbation, state, i):
         logits, state = forward(images + perturbation, state)
         gain, norm = margin(logits, labels, kappa), l2_norm(perturbation)
-        # Not by the gain, which kappa may hold at 0 or below where the network is fooled.
+        # Not judged by the gain, which kappa may hold at 0 or below even where the network is fooled.
         fooled = jnp.argmax(logits, axis=-1) != labels
         score = jnp.where(fooled, 1 / (norm + 1e-12), gain)
         return gain - multiplier * decay ** (1 - i / steps) * norm, score, state

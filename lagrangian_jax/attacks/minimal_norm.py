@@ -1,8 +1,8 @@
 """Minimal-norm attacks: DDN and DeepFool, and what such attacks share.
 
-They look for the smallest perturbation that fools the network; there is no bound. An example that they cannot fool, or
-that is misclassified to begin with, comes back unchanged. The robust accuracy at a budget counts as fooled those whose
-perturbation is within it.
+They look for the smallest perturbation that fools the network; there is no bound. An example for which they find none,
+or that is misclassified to begin with, comes back unchanged. The robust accuracy at a budget counts the examples whose
+perturbation is within the budget as fooled.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class Closest(NamedTuple):
         return cls(images, jnp.full(images.shape[0], jnp.inf, images.dtype))
 
     def updated(self, candidates: Array, distances: Array, fooled: Array) -> "Closest":
-        """With those candidates that fool the network from nearer."""
+        """The result of replacing images by candidates that fool the network at a smaller distance."""
         nearer = fooled & (distances < self.distances)
         return Closest(
             jnp.where(expand(nearer, candidates), candidates, self.images),
@@ -73,16 +73,16 @@ def ddn(
     where g is the gradient of the cross-entropy and :math:`\alpha_i` falls from 1 to 0.01 on a cosine.
 
     Args:
-      key: a PRNG key, or one key an example (B,); used only where the gradient is zero.
+      key: a PRNG key, or one key per example (B,); used only where the gradient is zero.
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
       steps: N, gradient evaluations. The image after the last step is not tested, as in the original.
-      gamma: relative change of the radius in a step.
+      gamma: relative change of the radius per step.
       init_norm: first radius, l2 over all pixels and channels.
-      levels: the images tried and returned have this many values a channel; None for any value.
-      max_norm: shrink the result to this l2 norm (it then need not fool the network); DDN training uses 1.0. Rounding
-        to ``levels`` comes after it, so the norm holds up to that rounding.
+      levels: the images tried and returned have this many values per channel; None for any value.
+      max_norm: shrink larger perturbations to this l2 norm (they then need not fool the network); DDN training uses
+        1.0. Rounding to ``levels`` comes afterwards, so the norm holds up to that rounding.
 
     Returns:
       the adversarial images of smallest l2 norm (B, H, W, C), in [0, 1]; the clean image where none was found.
@@ -149,13 +149,13 @@ def deepfool(
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
-      steps: the most steps; each costs a forward pass and a backward pass for each class considered but the label.
+      steps: the most steps; each costs a forward pass, and a backward pass for each class considered except the label.
       overshoot: o, by how much the image goes past the boundary, relative to the perturbation.
-      classes: how many are considered, the label and those of largest logit on the clean image. Their gradients are
+      classes: how many classes are considered: the label and those of largest logit on the clean image. Gradients are
         taken one after another, so memory does not grow with their number.
 
     Returns:
-      adversarial images (B, H, W, C) in [0, 1]; the clean image where the last step does not fool the network either.
+      adversarial images (B, H, W, C) in [0, 1]; the clean image where even the last step does not fool the network.
 
     Source: Moosavi-Dezfooli et al. 2016, algorithm 2, and its released code (10 classes, 50 steps, 1e-4).
     Deviations: the label takes the place of the network's own prediction, the image is clipped to [0, 1], and a
@@ -181,7 +181,7 @@ def deepfool(
             (gradient,) = vjp(jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype) - one_hot)
             norms = jnp.maximum(l2_norm(gradient), 1e-6)
             gap = jnp.abs(label_logit(logits, targets) - label_logit(logits, labels))
-            # The label is among the rivals where other classes are masked, with logits of -inf.
+            # The label may be among the rivals if other classes are masked, with logits of -inf.
             nearer = (gap / norms < nearest) & (targets != labels)
             towards = gradient * expand((gap + 1e-4) / jnp.square(norms), gradient)
             return (jnp.where(nearer, gap / norms, nearest), jnp.where(expand(nearer, step), towards, step)), None

@@ -13,7 +13,7 @@ from lagrangian_jax.losses import cross_entropy
 
 
 def project_l1(perturbation: Array, bound: float | Array) -> Array:
-    r"""Euclidean projection of each example onto the l1 ball; inside it nothing changes.
+    r"""Euclidean projection of each example onto the l1 ball; what is inside does not change.
 
     :math:`\mathrm{sign}(d) \max(|d| - \theta, 0)`, theta from the sorted values (Duchi et al. 2008, figure 1).
 
@@ -26,7 +26,7 @@ def project_l1(perturbation: Array, bound: float | Array) -> Array:
     descending = -jnp.sort(-sizes, axis=-1)
     excess = jnp.cumsum(descending, axis=-1) - bound
     count = jnp.arange(1, sizes.shape[-1] + 1)
-    # The largest count with descending * count > excess; none exists for a bound of zero, where all is cut.
+    # The largest count with descending * count > excess; with a bound of zero there is none, and everything is cut.
     kept = jnp.maximum(jnp.sum(descending * count > excess, axis=-1), 1)
     threshold = jnp.take_along_axis(excess, kept[:, None] - 1, axis=-1)[:, 0] / kept
     cut = jnp.maximum(jnp.abs(perturbation) - expand(jnp.maximum(threshold, 0.0), perturbation), 0.0)
@@ -40,10 +40,10 @@ def top_k_direction(gradient: Array, adversarial: Array, gap: Array, count: Arra
 
     Args:
       gradient: (B, H, W, C).
-      adversarial: (B, H, W, C), the image at which it was taken.
-      gap: (B,).
+      adversarial: (B, H, W, C), the images at which the gradient was taken.
+      gap: (B,), the change that each coordinate is to make.
       count: (B,) integers, at most ``most``.
-      most: a static limit of ``count``.
+      most: a static upper limit of ``count``.
 
     Returns:
       (B, H, W, C) of -1, 0 and 1.
@@ -87,23 +87,23 @@ def msd(
     is returned.
 
     Args:
-      key: a PRNG key, or one key an example (B,); draws k.
+      key: a PRNG key, or one key per example (B,); draws k.
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
-      steps: each costs one gradient and three forward passes.
+      steps: number of steps; each costs one gradient and three forward passes.
       bound_linf, bound_l2, bound_l1: radii, in units of images over all pixels and channels. The training script of the
-        publication has 0.3 for l2.
-      step_size_linf, step_size_l2: step sizes.
-      step_size_l1: change of each of the k coordinates if k = 20; it is in inverse proportion to k.
+        publication uses 0.3 for l2.
+      step_size_linf, step_size_l2: step sizes, in the units of the radii.
+      step_size_l1: change of each of the k coordinates for k = 20; inversely proportional to k.
       coordinates: smallest and largest k, drawn uniformly in each step.
 
     Returns:
       adversarial images (B, H, W, C) in [0, 1], each in at least one of the three balls.
 
     Source: robust_union `msd_v0`. Deviations: float32 where the original has float16; k is drawn for each example,
-    where the original draws one for the batch; perturbations inside the l1 ball are left alone, where the original, as
-    soon as one of the batch is outside, moves those inside to its surface; a zero gradient gives no l2 step, not NaN.
+    where the original draws one for the batch; perturbations inside the l1 ball are left alone, where the original
+    moves them to its surface as soon as one of the batch is outside; a zero gradient gives no l2 step, not NaN.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)), -images.sum((1, 2, 3))], axis=-1)
@@ -135,7 +135,7 @@ def msd_with_state(
     step_size_l1: float = 0.05,
     coordinates: tuple[int, int] = (5, 20),
 ) -> tuple[Array, Any]:
-    """`msd` for training: ``forward(images, state) -> (logits, state)``, which is called four times a step.
+    """`msd` for training: ``forward(images, state) -> (logits, state)``, which is called four times per step.
 
     Returns:
       the adversarial images and the state after the last forward pass.

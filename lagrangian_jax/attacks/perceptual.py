@@ -1,6 +1,6 @@
 """Attacks bounded by a perceptual distance (Laidlaw, Singla and Feizi 2021): LPA, Fast-LPA, PPGD, and projections.
 
-They take a ``distance`` from `lagrangian_jax.distances`, or any function from two batches of images to (B,).
+They take a ``distance`` from `lagrangian_jax.distances` or, except `ppgd`, any function from two batches to (B,).
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ class _Progress(NamedTuple):
 
     perturbation: Array
     multiplier: Array
-    iteration: Array  # over all rounds
-    found: Array  # an iterate fooled the network within the bound
+    iteration: Array  # counted over all rounds
+    found: Array  # whether an iterate has fooled the network within the bound
 
 
 def lpa(
@@ -45,7 +45,7 @@ def lpa(
     keep: str = "last",
     group: int | None = None,
 ) -> Array:
-    r"""The Lagrangian perceptual attack: margin minus a multiplier times the excess distance, the multiplier growing.
+    r"""The Lagrangian perceptual attack: ascends the margin minus a growing multiplier times the excess distance.
 
     From :math:`d \sim N(0, \sigma^2)` and :math:`\lambda = 0.01`, in up to 5 rounds of i = 0 .. N - 1:
 
@@ -57,20 +57,20 @@ def lpa(
       r = \|\phi(x + d) - \phi(x + d \pm h u)\| / h
 
     so that a step covers about :math:`s c^{i/N}` of the distance. An example stops for good after the step in which it
-    was found misclassified within the bound. After a round :math:`\lambda` grows tenfold where D is at or over the
-    bound. The last iterate is projected.
+    is found misclassified within the bound. After a round :math:`\lambda` grows tenfold where D, before the last
+    step, is at or over the bound. The last iterate is projected.
 
     Args:
-      key: a PRNG key, or one key an example (B,).
+      key: a PRNG key, or one key per example (B,).
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
       bound: b, in units of the distance; 0.5 on CIFAR-10 and 0.25 on ImageNet-100. With bound 0 there is no start
-        noise, and the image comes back.
+        noise, and the image is returned.
       steps: N, gradient evaluations in a round.
-      distance: from `lagrangian_jax.distances.create`, or any function of two batches of images; required.
-      rounds: values of the multiplier that are tried.
-      multiplier: the first.
+      distance: from `lagrangian_jax.distances.create`, or any function from two batches of images to (B,); required.
+      rounds: the most rounds, hence values of the multiplier, that are tried.
+      multiplier: lambda in the first round.
       step_size: s, in units of the distance; the bound if not given.
       decay: c.
       kappa: the margin above which only the distance is reduced.
@@ -79,13 +79,13 @@ def lpa(
         perceptual-advex does in its final version.
       projection: "bisection", "newton" or "none"; see `project_bisection` and `project_newton`.
       projection_steps: of that projection; 5 for bisection and 10 for Newton if not given.
-      keep: "last" (the paper's), or "best": an example that was found misclassified within the bound keeps that image,
-        as it is; the step and the projection, which may undo it, are left out.
-      group: how many examples advance at a time: the first of those that still run. Changes the speed only; an eighth
-        of the batch, and at least 16, if not given.
+      keep: "last" (the paper's), or "best": an example that is found misclassified within the bound keeps that very
+        image; the step and the projection, which might undo it, are skipped.
+      group: how many examples advance at a time, the first of those that still run. This affects only the speed; if not
+        given, an eighth of the batch, but at least 16.
 
     Returns:
-      adversarial images (B, H, W, C) in [0, 1]. After bisection they may exceed the bound slightly, as the original's.
+      adversarial images (B, H, W, C) in [0, 1]. After bisection they may exceed the bound slightly, as in the original.
 
     Source: Lagrangian_Unseen `eval_attacks/perceptual_attacks.py`, with its defaults. Those of perceptual-advex:
     ``steps=40, probe="forward", projection="newton"``.
@@ -99,7 +99,7 @@ def lpa(
     """
     first_step = bound if step_size is None else step_size
     objective = _Objective(logits_fn, *_space(distance), bound, kappa, probe, floor=1e-8)
-    images, labels = jnp.asarray(images), jnp.asarray(labels)  # rows of them are taken in the loop
+    images, labels = jnp.asarray(images), jnp.asarray(labels)  # the loop indexes them with traced rows
     anchors = objective.represent(images)
     batch = images.shape[0]
     width = min(batch, group or max(16, batch // 8))
@@ -167,15 +167,15 @@ def fast_lpa(
     .. math:: \lambda_i = \lambda c^{1 - i/N}, \quad \alpha_i = \frac{s c^{i/N}}{r + 10^{-4}}
 
     Args:
-      key: a PRNG key, or one key an example (B,).
+      key: a PRNG key, or one key per example (B,).
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
       bound: b, in units of the distance, a soft bound unless there is a projection. With bound 0 there is no start
-        noise, and the image comes back.
+        noise, and the image is returned.
       steps: N, gradient evaluations.
-      distance: from `lagrangian_jax.distances.create`, or any function of two batches of images; required.
-      multiplier: lambda, a number or one an example, (B,); the last step uses 0.89 of it at 20 steps, never lambda
+      distance: from `lagrangian_jax.distances.create`, or any function from two batches of images to (B,); required.
+      multiplier: lambda, a number or one per example, (B,); with 20 steps the last uses 0.89 lambda, never lambda
         itself.
       step_size: s, in units of the distance; the bound if not given.
       decay: c.
@@ -184,8 +184,8 @@ def fast_lpa(
       probe: where the slope r is measured, as in `lpa`; the default is that of perceptual-advex's final version.
       projection: "none" (the original's), "bisection" or "newton".
       projection_steps: of that projection; 5 for bisection and 10 for Newton if not given.
-      keep: "last" (the original's) or "best": of the iterates misclassified within the bound the nearest, else the one
-        of largest objective.
+      keep: "last" (the original's) or "best": of the iterates misclassified within the bound, the nearest; if there is
+        none, the iterate of largest objective.
 
     Returns:
       adversarial images (B, H, W, C) in [0, 1].
@@ -233,40 +233,41 @@ def ppgd(
     projection_steps: int | None = None,
     keep: str = "last",
 ) -> Array:
-    r"""Perceptual projected gradient descent: steps of steepest ascent in the distance, each projected.
+    r"""Perceptual projected gradient descent: steps of steepest ascent with respect to the distance, each projected.
 
     With b the gradient of the margin and J the Jacobian of :math:`\phi`, both at the current image, the direction u of
     steepest ascent solves :math:`J^T J u = b`, by conjugate gradients. The step is u scaled so that
 
     .. math:: \|\phi(x' + h u) - \phi(x')\| / h = s c^{i/N}
 
-    which the projection follows. Products :math:`J v` are differences over h, as in the original.
+    and is followed by the projection. Products :math:`J v` are finite differences with step h, as in the original.
 
     Args:
-      key: a PRNG key, or one key an example (B,).
+      key: a PRNG key, or one key per example (B,).
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
-      bound: in units of the distance. With bound 0 there is no start noise, and the image comes back.
-      steps: N.
+      bound: in units of the distance. With bound 0 there is no start noise, and the image is returned.
+      steps: N, the number of steps.
       distance: a distance with ``features``, from `lagrangian_jax.distances.create`; required.
       step_size: s, in units of the distance; ``2 * bound / steps`` if not given.
       decay: c; perceptual-advex's option of a decayed step is ``step_size=bound, decay=0.1``.
       kappa: the margin above which an example stays where it is.
       init_std: standard deviation of the first perturbation.
       solver_steps: conjugate gradient iterations.
-      probe_size: h, in units of images, times the length of the probed vector.
+      probe_size: h; the finite difference moves the image by h times the probed vector.
       projection: "newton", "bisection" or "none".
       projection_steps: of that projection; 5 for bisection and 10 for Newton if not given.
-      keep: "last" (the original's) or "best": of the iterates misclassified within the bound the nearest, else the one
-        of largest margin.
+      keep: "last" (the original's) or "best": of the iterates misclassified within the bound, the nearest; if there is
+        none, the iterate of largest margin.
 
     Returns:
       adversarial images (B, H, W, C) in [0, 1].
 
     Source: perceptual-advex `PerceptualPGDAttack`; its default of 5 steps is raised to the 40 of its evaluation. Two of
-    its tests on the whole batch are dropped, for they tie examples together: there the solver stops once all residuals
-    are small, and nothing moves where all gradients are. An example whose gradient is below 1e-4 stays, as there.
+    its tests on the whole batch are dropped, because they couple examples: its solver stops once all residuals are
+    small, and nothing moves if all gradients are small. An example whose gradient has a norm below 1e-4 stays where it
+    is, as in the original.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)) - 90, 90 - images.sum((1, 2, 3))], axis=-1)
@@ -277,7 +278,7 @@ def ppgd(
     (True, True)
     """
     if not hasattr(distance, "features"):
-        raise ValueError(f"attack 'ppgd': distance must have features, such as all but 'ssim' have; got {distance!r}")
+        raise ValueError(f"attack 'ppgd': distance must have features, as all but 'ssim' do; got {distance!r}")
     anchors = distance.features(images)
     to_clean = _to_clean(distance, anchors)
     first_step = 2 * bound / steps if step_size is None else step_size
@@ -309,10 +310,10 @@ def ppgd(
 def project_bisection(
     to_clean: Callable[[Array], Array], images: Array, adversarial: Array, bound: float | Array, steps: int = 5
 ) -> Array:
-    """Bisects the segment from the clean to the adversarial image for the bound, and returns the last point tried.
+    """Searches the segment from the clean to the adversarial image for the bound; returns the last point tried.
 
-    As in the original, an image that is within the bound already keeps 1 - 2^-steps of its perturbation, and the point
-    that is returned may lie over the bound, by 2^-steps of the segment.
+    As in the original, an image already within the bound keeps only 1 - 2^-steps of its perturbation, and the returned
+    point may lie over the bound, by at most 2^-steps of the segment.
 
     Args:
       to_clean: images (B, H, W, C) to their distances from the clean ones, (B,).
@@ -343,7 +344,7 @@ def project_newton(
     steps: int = 10,
     overshoot: float = 0.1,
 ) -> Array:
-    r"""Newton's steps down the distance, until an example is within the bound.
+    r"""Takes Newton steps down the distance until each example is within the bound.
 
     .. math:: x' \leftarrow \mathrm{clip}_{[0,1]}(x' - (1 + o)(D - b + o)\, g / \|g\|^2)
 
@@ -390,8 +391,8 @@ def _project(projection, steps, to_clean, images, adversarial, bound):
 def _space(distance: Any) -> tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]:
     """``(represent, between)``: between(represent(a), represent(b)) is the distance of a and b.
 
-    With features, those of an image are computed once and used twice; to a function of two images without them, an
-    image represents itself.
+    If the distance has features, those of an image are computed once and used twice; otherwise an image represents
+    itself.
     """
     if hasattr(distance, "features"):
         return distance.features, lambda a, b: l2_norm(a - b)
@@ -404,14 +405,14 @@ def _to_clean(distance, anchors):
 
 
 def _start(key, images, init_std, bound, keep="last"):
-    """Noise; within the box where it may be kept, though the originals' is not."""
+    """The first perturbation: noise. If it may be kept it is clipped to the box, unlike in the originals."""
     keys = example_keys(key, images.shape[0])
     start = init_std * normal(keys, images.shape[1:]) * (bound > 0)
     return clip_to_box(start, images) if keep == "best" else start
 
 
 class _Objective(NamedTuple):
-    """What LPA and Fast-LPA climb, and how they size a step."""
+    """What LPA and Fast-LPA ascend, and how they scale a step."""
 
     logits_fn: LogitsFn
     represent: Callable[[Array], Array]
@@ -432,7 +433,7 @@ class _Point(NamedTuple):
 
 
 def _step(objective, images, labels, anchors, perturbation, multipliers, sizes) -> tuple[Array, _Point]:
-    """A step up the gradient that covers ``sizes`` of the distance, by the slope that a probe finds, and its start."""
+    """A step up the gradient, scaled by a probed slope to cover ``sizes`` of the distance, and the point it left."""
     logits_fn, represent, between, bound, kappa, probe, floor, probe_size = objective
 
     def total(perturbation):
@@ -450,13 +451,13 @@ def _step(objective, images, labels, anchors, perturbation, multipliers, sizes) 
 
 
 def _score(point, bound):
-    """Ranks iterates: misclassified within the bound, the nearest first (1 to 2), over the rest, by value (-1 to 1)."""
+    """Scores iterates: those misclassified within the bound by nearness (1 to 2), all others by value (-1 to 1)."""
     within = point.fooled & (point.distance <= bound)
     return jnp.where(within, 1 + 1 / (1 + point.distance), point.value / (1 + jnp.abs(point.value)))
 
 
 def _iterate(step, start, steps, keep):
-    """``perturbation, scores = step(i, perturbation)``, the scores being of the perturbation that goes in."""
+    """Repeats ``perturbation, scores = step(i, perturbation)``; the scores are those of the perturbation passed in."""
     if keep == "last":
         return lax.fori_loop(0, steps, lambda i, perturbation: step(i, perturbation)[0], start)
 
@@ -470,7 +471,7 @@ def _iterate(step, start, steps, keep):
 
 
 def _conjugate_gradients(multiply, target, steps):
-    """Solves ``multiply(u) = target`` for one vector an example, from zero."""
+    """Solves ``multiply(u) = target`` for one vector per example, starting from zero."""
 
     def dot(a, b):
         return jnp.sum(a * b, axis=(1, 2, 3))

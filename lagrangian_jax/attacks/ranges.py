@@ -1,4 +1,4 @@
-"""What each parameter of an attack or of a training method may be, by its name."""
+"""The valid values of each parameter of an attack or a training method, by name."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +8,12 @@ import numpy as np
 
 
 def number(value: Any) -> bool:
-    """Whether it is a finite number, and not a truth value."""
+    """Whether the value is a finite number and not a bool."""
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def integer(value: Any) -> bool:
-    """Whether it is an integer, and not a truth value."""
+    """Whether the value is an integer and not a bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
@@ -21,10 +21,10 @@ def _integers(value: Any, count: int, least: int) -> bool:
     return isinstance(value, Sequence) and len(value) == count and all(integer(v) and v >= least for v in value)
 
 
-# Pixels are in [0, 1], so that a larger bound in linf is 8 where 8/255 is meant.
+# Pixels are in [0, 1], so a larger linf bound must be a mistake, such as 8 for 8/255.
 LINF_BOUND = (lambda v: number(v) and 0 <= v <= 1, "a number from 0 to 1, as 8/255")
 
-# For each name whether a value is in the range, and the range in words.
+# For each name: a test of whether a value is in range, and the range in words.
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bound": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
     "steps": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
@@ -86,7 +86,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tolerance": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
     "kernel_size": (lambda v: integer(v) and v >= 1 and v % 2 == 1, "an odd integer, 1 or larger"),
     "padding": (lambda v: v in ("zero", "reflect"), "'zero' or 'reflect'"),
-    "coordinates": (lambda v: _integers(v, 2, least=1) and v[0] <= v[1], "the smallest and the largest, 1 or larger"),
+    "coordinates": (lambda v: _integers(v, 2, least=1) and v[0] <= v[1], "two integers, 1 or larger, in order"),
     "resolution": (lambda v: _integers(v, 3, least=2), "three integers, 2 or larger"),
     **{
         switch: (lambda v: isinstance(v, (bool, np.bool_)), "True or False")
@@ -97,7 +97,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_ranges(what: str, values: Mapping[str, Any], ranges: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` for the first value out of its range: of what, which, what it must be, and what it is.
+    """Raises a `ValueError` for the first value out of range: names ``what``, the parameter, its range and the value.
 
     >>> check_ranges("attack 'fgsm'", {"bound": -1.0}, RANGES)
     Traceback (most recent call last):

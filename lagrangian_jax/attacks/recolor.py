@@ -8,14 +8,14 @@ from jax import Array
 from lagrangian_jax.attacks.attack import LogitsFn, clamp
 from lagrangian_jax.attacks.transformation import attack_transformation
 
-# Linear RGB to XYZ and back. Four digits, so not quite inverse to each other; the original's numbers depend on that.
+# Linear RGB to XYZ and back: to four digits, so not quite inverses; the original's numbers depend on that.
 _XYZ_FROM_RGB = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9504]], np.float32)
 _RGB_FROM_XYZ = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]], np.float32)
 _WHITE_U, _WHITE_V = 0.1978, 0.4683
 _DARK = (6 / 29) ** 3  # below this luminance, lightness is linear
 _TINY = 1e-10
 
-Planes = tuple[Array, ...]  # the three channels, each an array: a minor axis of 3 would not vectorise
+Planes = tuple[Array, ...]  # the three channels as separate arrays: a minor axis of 3 would not vectorise
 
 
 def recolor(
@@ -37,17 +37,17 @@ def recolor(
       \max_\theta\; \max_{k \ne y} z_k(x_\theta) - z_y(x_\theta) - w R(\theta), \quad
       x_\theta = \mathrm{rgb}(\theta(\mathrm{luv}(x))), \quad \|\theta - \mathrm{id}\|_\infty \le b
 
-    Before every forward pass the nodes are clipped to [0, 1], then to the colours that RGB can show, then to the bound;
-    so nodes outside of that gamut stand off the identity even at the start, and a bound of zero returns the image only
-    up to the rounding of the colour conversions and to the saturation of colours whose chroma lies outside the grid.
+    Before every forward pass the nodes are clipped to [0, 1], then to the colours that RGB can show, then to the bound.
+    Nodes outside that gamut therefore differ from the identity even at the start, and a bound of zero returns the image
+    only up to rounding in the colour conversions and saturation of colours whose chroma lies outside the grid.
 
     Args:
       key: not used; the attack is deterministic.
       logits_fn: images (B, H, W, 3) to logits (B, K).
       images: (B, H, W, 3) float32 in [0, 1], RGB.
       labels: (B,) integers.
-      bound: largest change of a node's coordinate, CIELUV scaled to (L/100, (u + 100)/200, (v + 100)/200); 0.06 in the
-        paper's tables.
+      bound: largest change of a node's coordinate, in CIELUV scaled to (L/100, (u + 100)/200, (v + 100)/200); 0.06 in
+        the paper's tables.
       steps: gradient evaluations.
       step_size: Adam's learning rate, in the units of ``bound``.
       smoothness: w, the weight of R, see `grid_roughness`; 0.05 in the paper's script, 0.06 in perceptual-advex.
@@ -58,7 +58,7 @@ def recolor(
       adversarial images (B, H, W, 3) in [0, 1].
 
     Source: ReColorAdv `recoloradv.utils.get_attack_from_name("recoloradv")` as called by Lagrangian_Unseen
-    `eval_model.py`. Deviation: the gamut clip goes through linear RGB, without the gamma curve there and back.
+    `eval_model.py`. Deviation: the gamut is clipped in linear RGB, without the gamma curve and its inverse.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)), 24 - images.sum((1, 2, 3))], axis=-1)
@@ -94,8 +94,8 @@ def identity_grid(resolution: tuple[int, int, int]) -> Array:
 def project_grid(grid: Array, identity: Array, bound: float) -> Array:
     """Clips nodes (B, 3, R1, R2, R3) to [0, 1], to the gamut of RGB, and to ``bound`` around the identity."""
     xyz = luv_to_xyz(_planes(jnp.clip(grid, 0.0, 1.0), axis=1))
-    # The gamma curve is monotone and fixes 0 and 1, so it may be left out on both sides of the clip: seven powers a
-    # node become one cube root.
+    # The gamma curve is monotone and fixes 0 and 1, so it may be left out on both sides of the clip: seven powers
+    # per node become one cube root.
     linear = tuple(jnp.clip(channel, 0.0, 1.0) for channel in _mix(_RGB_FROM_XYZ, xyz))
     shown = jnp.stack(xyz_to_luv(_mix(_XYZ_FROM_RGB, linear)), axis=1)
     return jnp.clip(shown, identity - bound, identity + bound)
@@ -104,7 +104,7 @@ def project_grid(grid: Array, identity: Array, bound: float) -> Array:
 def grid_roughness(offset: Array) -> Array:
     r"""The sum over nodes and their six neighbours of :math:`\sqrt{|w - w'|^2 + 10^{-10}}`; (B, 3, ...) to (B,).
 
-    Neighbours outside of the grid count as equal, each pair counts twice, and there is no division by the number of
+    Neighbours outside the grid count as equal, each pair counts twice, and there is no division by the number of
     nodes.
     """
     total = jnp.zeros(offset.shape[0], offset.dtype)
@@ -142,7 +142,7 @@ def trilinear_lookup(colors: Planes, resolution: tuple[int, int, int]):
         return nodes.at[index].get(mode="promise_in_bounds")
 
     def lookup(grid: Array) -> Planes:
-        # Nodes as rows of three: the gradient, a scatter, is what costs here, and it goes a row at a time.
+        # Nodes as rows of three: what costs here is the gradient, a scatter, which goes row by row.
         nodes = jnp.moveaxis(grid.reshape(*grid.shape[:2], -1), 1, 2)
         mixed = jnp.sum(weight[..., None] * corner_nodes(nodes, index), axis=1)
         return _planes(mixed.reshape(*shape, 3))

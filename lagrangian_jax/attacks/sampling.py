@@ -6,7 +6,7 @@ from jax import Array
 
 
 def bilinear_sample(images: Array, grid: Array, align_corners: bool = False) -> Array:
-    r"""Images read at the points of a grid; outside of the image there is zero.
+    r"""Reads images at the points of a grid; outside the image the value is zero.
 
     .. math:: p = ((g + 1) n - 1) / 2 \quad \text{or, with aligned corners,} \quad p = (g + 1) (n - 1) / 2
 
@@ -17,8 +17,8 @@ def bilinear_sample(images: Array, grid: Array, align_corners: bool = False) -> 
       align_corners: what -1 and 1 stand for.
 
     Returns:
-      (B, H', W', C). At a point that falls on a pixel centre the gradient is that of the cell to its right and below.
-      Differentiable in both; the gradient with respect to the grid alone, which is what attacks take, has no scatter.
+      (B, H', W', C), differentiable in both arguments. At a point on a pixel centre the gradient is that of the cell to
+      its lower right. The gradient with respect to the grid alone, which is what attacks take, has no scatter.
 
     Source: the formulas of PyTorch's `grid_sample` (bilinear, zero padding).
 
@@ -32,7 +32,7 @@ def bilinear_sample(images: Array, grid: Array, align_corners: bool = False) -> 
     pixels = 0.5 * (grid + 1) * (size - 1) if align_corners else 0.5 * ((grid + 1) * size - 1)
     corner = jnp.floor(pixels)
     fraction = pixels - corner
-    # A table of the four pixels of every cell, so that one gather of 4 C numbers serves a point. Two rows and columns
+    # A table of the four pixels of every cell, so that each point takes one gather of 4 C numbers. Two rows and columns
     # of zeros on each side: a cell that is clipped to the table's border is all zero, wherever its point was.
     padded = jnp.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     top, bottom = padded[:, :-1], padded[:, 1:]

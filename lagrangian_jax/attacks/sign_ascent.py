@@ -1,4 +1,4 @@
-"""Sign-gradient ascent on the variables that an image is made from: what the attacks of the UAR suite share."""
+"""Sign-gradient ascent on the variables that generate an image: what the attacks of the UAR suite share."""
 
 from collections.abc import Callable
 

@@ -29,7 +29,7 @@ def snow(
     random_start: bool = True,
     keep: str = "last",
 ) -> Array:
-    r"""Sign ascent on the intensities of snow flakes, blurred to streaks and added to a faded image.
+    r"""Sign ascent on the intensities of snow flakes, blurred into streaks and added to a faded image.
 
     .. math:: f \leftarrow \Pi(f + s\,\mathrm{sign}(g)), \quad
        x' = \mathrm{clip}_{[0,1]}\left(\mathrm{fade}(x) + b \sum_i K_i * \mathrm{place}_i(f_i^4)\right)
@@ -37,12 +37,12 @@ def snow(
     Seven layers of flakes on every fourth row and column, each with its own kernel; the projection is `limit`.
 
     Args:
-      key: a PRNG key, or one key an example (B,), for the kernels and the start.
+      key: a PRNG key, or one key per example (B,), for the kernels and the start.
       logits_fn: images (B, H, W, 3) to logits (B, K).
       images: (B, H, W, 3) float32 RGB in [0, 1], H and W multiples of 4.
       labels: (B,) integers.
-      bound: b, the brightness of a flake of intensity 1, images in [0, 1]; 0.125 in Table 2. With 0 the image is faded
-        all the same (mean l2 norm 9.7 on CIFAR-10).
+      bound: b, the brightness of a flake of intensity 1, images in [0, 1]; 0.125 in Table 2. With 0 the image is still
+        faded (mean l2 norm 9.7 on CIFAR-10).
       steps: gradient evaluations.
       step_size: s, in units of the intensities; ``bound / sqrt(steps)``, UAR's rule, if not given. UAR calibrates with
         0.002236 at 200 steps.
@@ -53,11 +53,11 @@ def snow(
       adversarial images (B, H, W, 3) in [0, 1].
 
     Raises:
-      ValueError: H or W not a multiple of 4, or other than 3 channels.
+      ValueError: H or W is not a multiple of 4, or there are not 3 channels.
 
     Source: advex-uar `snow_attack.py`. Kept from it: the last step is not projected. Deviations: every example has
-    kernels of its own (the original draws them once a batch), so that a result does not depend on the batch;
-    intensities that do not fill a block of 8 x 8 share a smaller block.
+    its own kernels (the original draws them once per batch), so that a result does not depend on the batch;
+    at the border, intensities that do not fill a block of 8 x 8 share a smaller one.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.mean((1, 2, 3)), -images.mean((1, 2, 3))], axis=-1)
@@ -89,7 +89,7 @@ def snow(
 
 
 def fade(images: Array) -> Array:
-    """The wintry image: .75 x + .25 max(x, 1.5 luma + .5), luma from linear weights of RGB."""
+    """The faded image: .75 x + .25 max(x, 1.5 luma + .5), luma from linear weights of RGB."""
     weights = jnp.array([0.2126, 0.7152, 0.0722], images.dtype)
     luma = jnp.einsum("bhwc,c->bhw", images, weights, precision=lax.Precision.HIGHEST)
     return 0.75 * images + 0.25 * jnp.maximum(images, 1.5 * luma[..., None] + 0.5)
@@ -98,10 +98,10 @@ def fade(images: Array) -> Array:
 def place(flakes: Array) -> Array:
     """Flakes (B, 7, h, w) at their places on planes (B, 7, 4h, 4w) that are otherwise zero."""
     batch, layers, height, width = flakes.shape
-    where = np.zeros((layers, 1, 4, 1, 4), np.float32)
+    mask = np.zeros((layers, 1, 4, 1, 4), np.float32)
     for layer, (row, column) in enumerate(_PLACES):
-        where[layer, 0, row, 0, column] = 1
-    return (flakes[:, :, :, None, :, None] * where).reshape(batch, layers, 4 * height, 4 * width)
+        mask[layer, 0, row, 0, column] = 1
+    return (flakes[:, :, :, None, :, None] * mask).reshape(batch, layers, 4 * height, 4 * width)
 
 
 def limit(intensities: Array) -> Array:
@@ -121,7 +121,7 @@ def _block_sums(x: Array) -> Array:
 
 
 def random_kernels(keys: Array) -> Array:
-    """The streaks of an example, (B, 7, 13, 13): random `streak` ends, widths and blurs, all mirrored or none."""
+    """Seven streaks per example, (B, 7, 13, 13), with random ends, widths and blurs; all mirrored or none."""
 
     def one(key):
         keys = jax.random.split(key, 4)
@@ -140,8 +140,8 @@ def streak(end: Array, width: Array, sigma: Array) -> Array:
 
     Args:
       end: (2,) integers, row and column, from 8 to 12; the centre is (6, 6).
-      width: of the line, in pixels.
-      sigma: of the 3 x 3 Gaussian blur, in pixels.
+      width: width of the line, in pixels.
+      sigma: standard deviation of the 3 x 3 Gaussian blur, in pixels.
 
     Returns:
       (13, 13).
@@ -150,7 +150,7 @@ def streak(end: Array, width: Array, sigma: Array) -> Array:
     row, column = (end - centre).astype(sigma.dtype)
     long, short = jnp.maximum(row, column), jnp.minimum(row, column)
     slope = short / long
-    reach = 1 + width * jnp.sqrt(1 + slope) / 4  # where the profile across the line, falling by 1 a pixel, meets 0
+    reach = 1 + width * jnp.sqrt(1 + slope) / 4  # where the profile across the line, falling by 1 per pixel, meets 0
     along = jnp.arange(KERNEL_SIZE - centre)
     profile = jnp.clip(reach - jnp.abs(along[:, None] - slope * along), 0.0, 1.0)
     half = jnp.where(along <= long, profile, 0.0)  # columns run along the line; rows above the centre are not drawn
@@ -161,7 +161,7 @@ def streak(end: Array, width: Array, sigma: Array) -> Array:
 
 
 def _blur(line: Array, sigma: Array) -> Array:
-    """Rows filtered with three taps of a Gaussian, zeros beyond the ends."""
+    """Filters rows with three taps of a Gaussian, with zeros beyond the ends."""
     side = jnp.exp(-0.5 / sigma**2)
     padded = jnp.pad(line, ((0, 0), (1, 1)))
     return (padded[:, 1:-1] + side * (padded[:, :-2] + padded[:, 2:])) / (1 + 2 * side)

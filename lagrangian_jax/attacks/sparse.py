@@ -24,29 +24,29 @@ def pgd_l0(
     .. math:: d \leftarrow P_k(d + s\, g / \|g\|_1), \quad g = \nabla_d \mathrm{CE}(z(x + d), y)
 
     where :math:`P_k` keeps the k pixels that matter most, clipped to the box; see `project_l0`. The image returned is
-    the last one in the run that fools the network, or the clean one if none of all runs does.
+    the last one of a run that fools the network, or the clean one if no run does.
 
-    By default runs are made with k = 1, then 2, up to ``max_pixels``, ten for each k: the 90 runs of the paper's
-    script. Each run sees only the examples that no earlier run has fooled, so their images change as few pixels
-    as were found to do.
+    By default there are ten runs for k = 1, then ten for k = 2, and so on up to ``max_pixels``: the 90 runs of the
+    paper's script. Each run sees only the examples that no earlier run has fooled, so an image changes no more pixels
+    than the smallest k that succeeded.
 
     Args:
-      pixels: this k alone; None for all of 1 to ``max_pixels``.
+      pixels: only this k; None for all from 1 to ``max_pixels``.
       max_pixels: largest k; 9 in the paper's script, although its table says 10. Not used with ``pixels``.
-      restarts: runs for each k; if not given 10, as in the paper's script, or 20 with ``pixels``: the original makes 10
+      restarts: runs for each k; by default 10, as in the paper's script, or 20 with ``pixels``: the original makes 10
         on all examples, and 20 on those that still hold cost about the same.
       steps: N; as in the original, the first only projects the start, so a run makes N - 1 gradient evaluations.
-      step_size: s, the l1 norm of a step, images in [0, 1]; 30000/255 in the paper's script.
+      step_size: s, the l1 norm of a step, with images in [0, 1]; 30000/255 in the paper's script.
 
     Returns:
       the stages of the attack, which share one compiled program.
 
     Source: Lagrangian_Unseen `eval_attacks/PGD0.py`, after Croce and Hein 2019. Deviations: the original attacks every
     example in every run and a later success overwrites an earlier one, so its images may change more pixels than these
-    (the accuracy is the same); it does not test the result of the last step, which here counts where no earlier one of
-    the run fools the network; of pixels tied with the k-th it keeps all, after noise of 1e-12 (it computes in float64)
-    that makes ties unlikely, here no more than k pixels change; the cross-entropy is summed over the batch, not
-    averaged, so its guard of 1e-10 in the l1 norm does not depend on the batch.
+    (the accuracy is the same). It does not test the result of the last step, which here counts if no earlier image of
+    the run fools the network. It keeps all pixels tied with the k-th, after adding noise of 1e-12 (in float64) that
+    makes ties unlikely; here no more than k pixels change. The cross-entropy is summed over the batch here, not
+    averaged, so that the effect of the guard of 1e-10 in the l1 norm does not depend on the batch size.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)), 7.2 - images.sum((1, 2, 3))], axis=-1)
@@ -83,16 +83,16 @@ def pgd_l0(
 
 
 def project_l0(perturbation: Array, images: Array, pixels: int | Array, most: int) -> Array:
-    r"""The nearest perturbation that changes ``pixels`` pixels and keeps the image in [0, 1].
+    r"""The nearest perturbation that changes at most ``pixels`` pixels and keeps the image in [0, 1].
 
-    Keeping a pixel clipped to the box, in place of zeroing it, gains :math:`\|d\|^2 - \|d - \mathrm{clip}(d)\|^2`; the
-    pixels with the largest gains stay; of equal ones the first.
+    Keeping a pixel clipped to the box, instead of zeroing it, gains :math:`\|d\|^2 - \|d - \mathrm{clip}(d)\|^2`. The
+    pixels with the largest gains stay; of equal ones, the first.
 
     Args:
       perturbation: (B, H, W, C).
       images: (B, H, W, C) in [0, 1].
       pixels: k, which may be traced.
-      most: the largest that k may be; static.
+      most: the static upper limit of k.
     """
     clipped = jnp.clip(perturbation, -images, 1 - images)
     gain = jnp.sum(clipped * (2 * perturbation - clipped), axis=-1)  # the difference of squares, without cancellation
@@ -115,34 +115,35 @@ def corner_search(
     candidates: int = 100,
     batch_size: int = 512,
 ) -> Array:
-    """CornerSearch: a black-box search for few pixels to set to extreme colours.
+    """CornerSearch: a black-box search for a few pixels to set to extreme colours.
 
     1. Every pixel is set to each corner of the colour cube, one change at a time: 2^C H W images. The first that fools
        the network is returned.
-    2. Else the changes are ordered K times: by z_y - z_k for each other class k, and by z_y - max_{k != y} z_k. For
-       2, 3, .. ``pixels`` pixels, and for each ordering, ``iterations`` random sets of changes are tried, drawn from
-       the best ``candidates`` with more weight on the better: rank n - 1 - floor(sqrt(U{0 .. n^2 - 1})), from 0. The
-       first image that fools the network is returned, else the clean one.
+    2. If none does, the changes are ordered K times: by z_y - z_k for each other class k, and by
+       z_y - max_{k != y} z_k. For 2, 3, .. ``pixels`` pixels, and for each ordering, ``iterations`` random sets of
+       changes are tried, drawn from the best ``candidates`` with more weight on the better: rank
+       n - 1 - floor(sqrt(U{0 .. n^2 - 1})), counted from 0. The first image that fools the network is returned, or the
+       clean one if none does.
 
     An image costs up to 2^C H W + (pixels - 1) K iterations forward passes: at the defaults 98,000 on CIFAR-10.
     Examples are searched one after the other, each in batches of ``batch_size`` images, and a search ends with its
     first success; examples that are misclassified from the start cost one forward pass.
 
     Args:
-      key: a PRNG key, or one key an example (B,).
+      key: a PRNG key, or one key per example (B,).
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
       pixels: most pixels that may change.
       iterations: sets tried for each number of pixels and each ordering.
-      candidates: n, single changes that sets are drawn from.
+      candidates: n, the number of single changes that sets are drawn from.
       batch_size: images in one forward pass; the result does not depend on it.
 
     Returns:
       adversarial images (B, H, W, C) in [0, 1].
 
-    Source: Croce and Hein 2019, `cornersearch_attacks_pt.py`, type L0. Deviation: its loop over the numbers of pixels
-    ends one short of the number given, this one includes it.
+    Source: Croce and Hein 2019, `cornersearch_attacks_pt.py`, type L0. Deviation: the original's loop over the
+    numbers of pixels ends one short of the number given; this one includes it.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: jnp.stack([images.sum((1, 2, 3)), 7.2 - images.sum((1, 2, 3))], axis=-1)
@@ -159,7 +160,7 @@ def corner_search(
     candidates = min(candidates, changes)
 
     def change(flat: Array, index: Array) -> Array:
-        """Sets a pixel of a (H W, C) image to a corner of the colour cube; an index too large changes nothing."""
+        """Sets a pixel of a (H W, C) image to a corner of the colour cube; an index beyond the last changes nothing."""
         color = (index % corners >> jnp.arange(shape[2])) & 1
         return flat.at[index // corners].set(color.astype(flat.dtype), mode="drop")
 
@@ -190,7 +191,7 @@ def corner_search(
         order = _orderings(logits.reshape(-1, logits.shape[-1])[:changes], label, candidates)
         classes = order.shape[0]
 
-        def several(carry):
+        def try_sets(carry):
             attempt, _, _ = carry
             size, ordering = 2 + attempt // classes, attempt % classes
             attempt_key = jax.random.fold_in(key, attempt)
@@ -199,7 +200,7 @@ def corner_search(
                 number = jax.random.randint(jax.random.fold_in(attempt_key, i), (pixels,), 0, candidates**2)
                 rank = candidates - 1 - jnp.floor(jnp.sqrt(number.astype(jnp.float32))).astype(jnp.int32)
                 chosen = jnp.where(jnp.arange(pixels) < size, order[ordering, rank], changes)
-                # One after the other, so that of two colours for one pixel the later holds, on any device.
+                # One after the other, so that of two colours for one pixel the later wins, on any device.
                 return lax.fori_loop(0, pixels, lambda j, flat: change(flat, chosen[j]), flat)
 
             found, image, _ = first_success(draw, iterations, flat, label, keep_logits=False)
@@ -207,7 +208,7 @@ def corner_search(
 
         attempts = (pixels - 1) * classes
         carry = (jnp.int32(0), found, image)
-        return lax.while_loop(lambda c: (c[0] < attempts) & ~c[1], several, carry)[2]
+        return lax.while_loop(lambda c: (c[0] < attempts) & ~c[1], try_sets, carry)[2]
 
     def attack(example):
         holds, *example = example
@@ -220,8 +221,8 @@ def corner_search(
 
 
 def _orderings(logits: Array, label: Array, candidates: int) -> Array:
-    """The best ``candidates`` of N changes by each of K criteria, (N, K) to (K, candidates); row y is the margin."""
-    of_label = jnp.arange(logits.shape[1]) == label
+    """The best ``candidates`` of N changes by each of K criteria, (N, K) to (K, candidates); row y: by the margin."""
+    is_label = jnp.arange(logits.shape[1]) == label
     true = logits[:, label][:, None]
-    best_other = jnp.max(jnp.where(of_label, -jnp.inf, logits), axis=1, keepdims=True)
-    return lax.top_k((jnp.where(of_label, best_other, logits) - true).T, candidates)[1]
+    best_other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=1, keepdims=True)
+    return lax.top_k((jnp.where(is_label, best_other, logits) - true).T, candidates)[1]

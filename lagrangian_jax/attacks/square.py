@@ -30,32 +30,32 @@ def square(
 ) -> Array:
     """Random search for a misclassified image in the ball; the last part of AutoAttack.
 
-    A query changes one square window of the best image so far, and is kept if the margin (logit of the label minus the
-    best other) falls, or the image is misclassified. linf: the search starts from vertical stripes of +-bound, and a
-    query adds +-2 bound to a window, one sign a channel. l2: it starts from 5 x 5 tiles, and a query moves the
+    A query changes one square window of the best image so far, and the change is kept if the margin (logit of the label
+    minus the best other) falls or the image is misclassified. linf: the search starts from vertical stripes of +-bound,
+    and a query adds +-2 bound to a window, one sign per channel. l2: it starts from 5 x 5 tiles, and a query moves the
     perturbation of one window into another, on top of a pattern with a positive and a negative half; the perturbation
     always has the length of the bound before the box clips it.
 
     The side of the window is sqrt(p H W); p starts at ``share`` and halves after 10, 50, 200, 500, 1000, 2000, 4000,
-    6000 and 8000 queries. An example rests once it is misclassified, and the search ends when all are.
+    6000 and 8000 queries. An example is left alone once it is misclassified, and the search ends when all are.
 
     Args:
-      key: a PRNG key, or one key an example (B,).
+      key: a PRNG key, or one key per example (B,).
       logits_fn: images (B, H, W, C) to logits (B, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integers.
       norm: "linf" or "l2".
       bound: radius of the ball, in units of images.
       queries: forward passes after the first.
-      share: p of the first queries, a share of the image's area.
+      share: p at the first queries, a share of the image's area.
 
     Returns:
       the misclassified images, within the bound; the clean ones where none was found.
 
     Source: auto-attack `square.py` as AutoAttack calls it (margin loss, fixed schedule). Deviations: windows and the
-    signs of linf are drawn for each example (there once for the whole batch), so that an example does not depend on its
-    batch-mates; windows are cut to the image where it is smaller than they are; at a tie that the label wins the search
-    goes on.
+    signs of linf are drawn for each example (in the original once for the whole batch), so that an example does not
+    depend on its batch-mates; windows larger than the image are cut to it; where the label is tied for the largest
+    logit and still predicted, the search goes on.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> logits_fn = lambda images: images[:, 0, :, 0]  # four classes, one a pixel of the first row
@@ -80,7 +80,7 @@ def search(
     queries: int,
     share: float = 0.8,
 ) -> tuple[Array, Array, Array]:
-    """The search of `square`: the images of smallest margin that it found, their margins, whether they fool (B,)."""
+    """The search of `square`: the images of smallest margin found, their margins, (B,), and whether they fool, (B,)."""
     keys = example_keys(key, images.shape[0])
     start, propose = (_linf if norm == "linf" else _l2)(keys, images, bound, share)
 
@@ -89,11 +89,11 @@ def search(
         return (i <= queries) & ~jnp.all(fooled)
 
     def query(carry):
-        # The start is judged as query 0, so that the program holds the network once.
+        # The start is evaluated as query 0, so that the program contains the network only once.
         i, best, margins, fooled = carry
         candidate = jnp.where(i == 0, start, propose(fold_in(keys, i), i - 1, best))
         logits = logits_fn(candidate)
-        # Not by the margin: at a tie, which is frequent among logits of bfloat16, the label may still be predicted.
+        # Not judged by the margin: at a tie, frequent among bfloat16 logits, the label may still be predicted.
         found, fools = -margin(logits, labels), predictions(logits) != labels
         better = ~fooled & ((found < margins) | fools)
         best = jnp.where(expand(better, best), candidate, best)
@@ -105,7 +105,7 @@ def search(
 
 
 def halvings(query: Array | int) -> Array:
-    """How often the share has halved at this query, counted from 0."""
+    """How often the share has halved by this query (the first is query 0)."""
     return jnp.sum(query > jnp.asarray(_HALVINGS))
 
 
@@ -173,7 +173,7 @@ def bumps(height: int, width: int) -> np.ndarray:
 
 
 def tile(side: int) -> np.ndarray:
-    """One positive bump above one negative, of unit l2 norm."""
+    """A positive bump above a negative one, of unit l2 norm."""
     upper = side // 2
     value = np.concatenate([bumps(upper, side), -bumps(side - upper, side)]) if upper else -bumps(side, side)
     return (value / np.sqrt(np.sum(value**2))).astype(np.float32)
@@ -182,7 +182,7 @@ def tile(side: int) -> np.ndarray:
 def _l2(keys: Array, images: Array, bound: float, share: float) -> tuple[Array, Propose]:
     """The start and the proposals of the l2 search."""
     _, height, width, channels = images.shape
-    axes = (1, 2)  # pixels: norms of a window are one a channel
+    axes = (1, 2)  # over pixels: a window has one norm per channel
     side_at = sides(height, width, share, "l2")
     side_of = jnp.asarray(side_at)
     corner_patterns = np.zeros((len(side_at), 2, height, width), np.float32)
@@ -222,7 +222,7 @@ def _l2(keys: Array, images: Array, bound: float, share: float) -> tuple[Array, 
 
 
 def _tiles(keys: Array, height: int, width: int, channels: int) -> Array:
-    """The start of the l2 search before scaling: 5 x 5 tiles, turned at random, with a random sign a channel."""
+    """The start of the l2 search before scaling: 5 x 5 tiles, turned at random, with a random sign per channel."""
     side = max(height // 5, 1)
     first = max((height - 5 * side) // 2, 0)
     rows, columns = (np.arange(length) - first for length in (height, width))

@@ -38,8 +38,8 @@ def stadv(
       steps: gradient evaluations.
       step_size: Adam's learning rate, in the units of ``bound``; 0.001 in the paper's script, 0.01 in perceptual-advex.
       smoothness: w, the weight of R, see `flow_roughness`; 0.05 in both.
-      align_corners: whether -1 and 1 are the centres of the border pixels, as PyTorch before 1.3 had it, or their outer
-        edges. Then the flow is `bound` times (n - 1)/2 pixels at most, in place of n/2.
+      align_corners: whether -1 and 1 are the centres of the border pixels, as in PyTorch before 1.3, or their outer
+        edges. The flow is at most ``bound`` times (n - 1)/2 pixels with the centres, and n/2 with the edges.
       keep: "last" (the paper's) or "best" iterate, by the margin.
 
     Returns:
@@ -86,7 +86,7 @@ def identity_flow(height: int, width: int, align_corners: bool = False) -> Array
 def flow_roughness(flow: Array) -> Array:
     r"""The sum over pixels and their four neighbours of :math:`\sqrt{|w - w'|^2 + 10^{-10}}`; (B, H, W, 2) to (B,).
 
-    Neighbours outside of the image count as equal, each pair counts twice, and there is no division by the number of
+    Neighbours outside the image count as equal, each pair counts twice, and there is no division by the number of
     pixels: the same flow at a larger size is rougher.
     """
     height, width = flow.shape[1:3]

@@ -1,4 +1,4 @@
-"""Attacks that move the parameters of an image transformation: the Adam loop that StAdv and ReColorAdv share."""
+"""Attacks that optimise the parameters of an image transformation: the Adam loop that StAdv and ReColorAdv share."""
 
 from collections.abc import Callable
 
@@ -23,11 +23,11 @@ def attack_transformation(
     smoothness: float,
     keep: str = "last",
 ) -> Array:
-    r"""Maximises the margin of the rendered images less a penalty on rough transformations, with Adam.
+    r"""Maximises the margin of the rendered images minus a penalty on rough transformations, with Adam.
 
     .. math:: \max_\theta\; \max_{k \ne y} z_k(T_\theta(x)) - z_y(T_\theta(x)) - w R(\theta)
 
-    The margin has no clamp. The projection is applied to the parameters in place before every forward pass and is not
+    The margin is not clamped. Before every forward pass the parameters are replaced by their projection, which is not
     differentiated. Adam acts on each number by itself and the objective is a sum over examples, so examples do not
     influence each other.
 

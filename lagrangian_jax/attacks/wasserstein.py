@@ -29,9 +29,9 @@ def wasserstein(
 
     .. math:: x' \leftarrow \mathrm{clip}_{[0,1]}(\Pi_b(x' + s\, \mathrm{sign}(\nabla \mathrm{CE}(z(x'), y))))
 
-    The distance is the least cost of moving the mass of one image, scaled so that all of its channels sum to one, onto
-    the other. Mass stays within its channel and moves within a window of ``kernel_size``; a unit that moves by (i, j)
-    pixels costs :math:`(i^2 + j^2)^{p/2}`. A bound of 0.1 lets a tenth of the mass move by one pixel. See
+    The distance is the least cost of moving the mass of one image, scaled so that all its channels together sum to one,
+    onto the other. Mass stays within its channel and moves within a window of ``kernel_size``; a unit that moves by
+    (i, j) pixels costs :math:`(i^2 + j^2)^{p/2}`. A bound of 0.1 lets a tenth of the mass move by one pixel. See
     `project_wasserstein`.
 
     An example stops as soon as it fools the network.
@@ -46,18 +46,18 @@ def wasserstein(
       step_size: s, largest change of a pixel before the projection, images in [0, 1].
       kernel_size: side of the window that mass may move in, odd.
       power: p.
-      regularisation: weight of the distance to the step's image against the entropy of the transport plan; the larger
-        the sharper is the projection, and the longer it takes.
+      regularisation: weight of the distance to the step's image against the entropy of the transport plan; the larger,
+        the sharper the projection and the longer it takes.
       sinkhorn_steps: most iterations of one projection.
 
     Returns:
-      adversarial images (B, H, W, C) in [0, 1]. As in the original the clip to [0, 1] comes last: where the projected
-      image is brighter than 1 the mass above is lost.
+      adversarial images (B, H, W, C) in [0, 1]. As in the original, the clip to [0, 1] comes last: where the projected
+      image is brighter than 1, the mass above 1 is lost.
 
     Source: arXiv 1902.07906 and its release, `pgd.py` with the defaults of `attack_cifar.py` (sign steps). Deviations:
     the bound is fixed, where that script enlarges it from 0.001 by a factor of 1.17 every 10 steps until the example is
-    fooled; each example's Sinkhorn iterations stop by themselves, there all of a batch together; and see
-    `project_wasserstein`. An image without mass (black) is returned as it is.
+    fooled; Sinkhorn iterations stop for each example by itself, where the original's stop for the whole batch together;
+    and see `project_wasserstein`. An image without mass (black) is returned as it is.
 
     >>> import jax, jax.numpy as jnp, lagrangian_jax as lj
     >>> images = jnp.zeros((1, 1, 4, 1)).at[0, 0, 1].set(1.0)
@@ -116,23 +116,23 @@ def project_wasserstein(
     and :math:`\psi \ge 0` by a Newton step, where :math:`\omega(t) + \log \omega(t) = t`.
 
     Args:
-      center: X, (B, H, W, C), not negative, each example sums to one.
+      center: X, (B, H, W, C), nonnegative; each example sums to one.
       point: Y, (B, H, W, C).
       bound: the radius, a number or (B,).
       kernel_size, power, regularisation: see `wasserstein`; the last is lambda.
       steps: most iterations.
-      tolerance: an example stops when its dual objective changes by less than this times one plus its size.
+      tolerance: an example stops when its dual objective changes by at most this times one plus its absolute value.
 
     Returns:
       Z, (B, H, W, C), with the mass of each channel of X and at a transport cost of ``bound`` at most, whatever the
-      number of iterations. The entropy blurs: even a point within the ball is only returned as it is in the limit of a
-      large ``regularisation``.
+      number of iterations. The entropy blurs: even a point within the ball is returned unchanged only in the limit of
+      a large ``regularisation``.
 
     Source: arXiv 1902.07906, algorithm 2, and `projected_sinkhorn.py`. Deviations: the Lambert function is evaluated in
     the logarithm of its argument, which overflows in the original on dark images. Factors beyond exp(80) are cut off:
     where lambda |Z - Y| exceeds 80, far beyond the attack's steps on natural images, Z is not quite the nearest point.
-    At the end the plan's rows are scaled to sum to X, and if its cost still exceeds the bound it is mixed with the plan
-    that moves nothing; the original may return a point slightly outside.
+    At the end the plan's rows are scaled to sum to X; if its cost still exceeds the bound, it is mixed with the plan
+    that moves nothing. The original may return a point slightly outside.
     """
     return _project(center, point, bound, _window(kernel_size, power), regularisation, steps, tolerance)
 
@@ -166,7 +166,7 @@ def _project(center, point, bound, window, regularisation, steps, tolerance=1e-4
     costs = jnp.asarray(window.costs)
 
     def group_sums(x):
-        """For each group of moves of equal cost the sum of x over them, (R, B, C, H, W)."""
+        """The sum of x over each group of moves of equal cost, (R, B, C, H, W)."""
         reach, (height, width) = window.reach, x.shape[2:]
         padded = jnp.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach)))
         windows = [
@@ -176,7 +176,7 @@ def _project(center, point, bound, window, regularisation, steps, tolerance=1e-4
         return jnp.stack(windows)
 
     def kernel(sums, psi, moment=0):
-        """K applied to x, given its group sums; with ``moment`` C K or C C K, elementwise products."""
+        """K applied to x, given its group sums; C K for ``moment`` 1, C C K for 2, with elementwise products."""
         weights = costs[:, None] ** moment * jnp.exp(-psi * costs[:, None] - 1)
         return sum(expand(weight, x) * x for weight, x in zip(weights, sums, strict=True))
 
@@ -214,7 +214,7 @@ def _project(center, point, bound, window, regularisation, steps, tolerance=1e-4
     final = lax.while_loop(lambda carry: (carry[0] < steps) & jnp.any(carry[-1]), step, start)
     _, psi, b, sums, _, _ = final
     a = rows(sums, psi)
-    # What arrives less what leaves: the mass of a channel is kept whatever overflows or is cut off above.
+    # What arrives minus what leaves: the mass of a channel is kept, whatever overflows or is cut off above.
     flow = b * kernel(group_sums(a), psi) - a * kernel(sums, psi)
     cost = _dot(a, kernel(sums, psi, 1))
     share = jnp.where(cost > bound, bound / jnp.where(cost > 0, cost, 1.0), 1.0)

@@ -1,7 +1,7 @@
-"""Distances between images: what bounds the perceptual attacks, and what tells how alike two images look.
+"""Distances between images: they bound the perceptual attacks and measure how alike two images look.
 
-A distance maps two batches of images (B, H, W, C), float32 in [0, 1], to one value an example, (B,). It is pure and may
-stand inside `jax.jit` and `jax.grad`. All but `ssim` are l2 distances between features and have ``distance.features``.
+A distance maps two batches of images (B, H, W, C), float32 in [0, 1], to one value per example, (B,). It is pure and
+works inside `jax.jit` and `jax.grad`. All but `ssim` are l2 distances between features and have ``distance.features``.
 
 >>> import jax.numpy as jnp, lagrangian_jax as lj
 >>> distance = lj.distances.create("l2")
@@ -52,8 +52,8 @@ def create(name: str, **parameters: Any) -> Any:
       a callable ``distance(images_a, images_b) -> (B,)``; all but ``ssim`` also have ``features(images) -> (B, F)``.
 
     Raises:
-      ValueError: unknown name or parameter, or a missing one; says what is valid.
-      FileNotFoundError: there are no weights at the path; says how to make them.
+      ValueError: unknown name, or unknown or missing parameter; the message says what is valid.
+      FileNotFoundError: no such file of weights; if none was given, the message says how to make one.
 
     >>> import jax.numpy as jnp, lagrangian_jax as lj
     >>> print(lj.distances.create("l2")(jnp.zeros((2, 4, 4, 1)), jnp.ones((2, 4, 4, 1))))

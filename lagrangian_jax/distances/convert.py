@@ -1,4 +1,4 @@
-"""Keeps the convolutions of an AlexNet, all that LPIPS needs of it, as safetensors.
+"""Saves the convolutions of an AlexNet, which are all that LPIPS needs, as safetensors.
 
     python -m lagrangian_jax.distances.convert alexnet-owt-7be5be79.pth lpips_alexnet.safetensors
     python -m lagrangian_jax.distances.convert trained.safetensors alexnet_cifar_features.safetensors --half
@@ -23,7 +23,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, half: bool = F
     Args:
       source: what `distances.lpips.read_features` reads: torchvision's .pth, safetensors of a trained AlexNet, or .npz.
       target: the safetensors file to write.
-      half: store float16: half the size, and distances that differ by about 1e-4.
+      half: store float16: half the size; distances change by about 1e-4.
     """
     from safetensors.numpy import save
 
@@ -31,12 +31,12 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, half: bool = F
         raise ValueError(f"the output must end in .safetensors; got {os.fspath(target)}")
     dtype = np.float16 if half else np.float32
     tensors = {name: np.ascontiguousarray(x, dtype) for name, x in read_features(source).items()}
-    pathlib.Path(target).write_bytes(save(tensors))  # `save_file` leaves files that others may not read
+    pathlib.Path(target).write_bytes(save(tensors))  # `save_file` leaves a file that other users may not read
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m lagrangian_jax.distances.convert", description="Keep the convolutions of an AlexNet for LPIPS."
+        prog="python -m lagrangian_jax.distances.convert", description="Save the convolutions of an AlexNet for LPIPS."
     )
     parser.add_argument("source", metavar="IN", help="torchvision's alexnet .pth, or safetensors or .npz of an AlexNet")
     parser.add_argument("target", metavar="OUT", help="safetensors file to write")

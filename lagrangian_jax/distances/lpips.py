@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018) in the form of perceptual adversarial attacks: the distance between normalised features."""
+"""LPIPS (Zhang et al. 2018) as perceptual attacks use it: the l2 distance between normalised features."""
 
 import dataclasses
 import os
@@ -16,12 +16,12 @@ from lagrangian_jax.interop.torch import from_torch, read_state_dict
 from lagrangian_jax.models.alexnet import AlexNet
 
 PACKAGED = pathlib.Path(__file__).with_name("alexnet_cifar_features.safetensors")
-_LAYERS = (0, 3, 6, 8, 10)  # the convolutions of AlexNet by their number in PyTorch's `features`
+_LAYERS = (0, 3, 6, 8, 10)  # the indices of AlexNet's convolutions in PyTorch's `features`
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureDistance:
-    r"""The l2 distance between features: :math:`d(a, b) = \|\phi(a) - \phi(b)\|_2`, an example.
+    r"""The l2 distance between the features of each pair of images, :math:`d(a, b) = \|\phi(a) - \phi(b)\|_2`.
 
     Attributes:
       features: :math:`\phi`, from images (B, H, W, C) to flat features (B, F). Perceptual attacks call it directly, so
@@ -31,12 +31,12 @@ class FeatureDistance:
     features: Callable[[Array], Array]
 
     def __call__(self, images_a: Array, images_b: Array) -> Array:
-        """(B, H, W, C) float32 in [0, 1] twice -> (B,)."""
+        """The distances (B,) between two batches (B, H, W, C), float32 in [0, 1]."""
         return l2_norm(self.features(images_a) - self.features(images_b))
 
 
 def normalise_features(maps: Sequence[Array]) -> Array:
-    r"""Feature maps as one flat vector an example, whose l2 distances are LPIPS distances.
+    r"""Flattens feature maps to one vector per example; the l2 distances between these vectors are LPIPS distances.
 
     .. math:: \phi = \bigoplus_l \frac{f_l}{\sqrt{H_l W_l}\,(\|f_l\| + 10^{-10})}
 
@@ -47,7 +47,7 @@ def normalise_features(maps: Sequence[Array]) -> Array:
       maps: feature maps (B, H, W, C), of any sizes.
 
     Returns:
-      (B, F) float32, F the number of values in all maps.
+      (B, F) float32, where F is the number of values in all maps.
 
     Source: perceptual-advex `normalize_flatten_features`.
     """
@@ -73,15 +73,15 @@ def l2() -> FeatureDistance:
 
 
 def lpips_alexnet_cifar(*, weights: str | os.PathLike | None = None) -> FeatureDistance:
-    """LPIPS on the AlexNet of CIFAR-10: the distance that bounds LPA in Table 1 (0.5).
+    """LPIPS on the AlexNet of CIFAR-10: the distance that bounds LPA in Table 1 (by 0.5).
 
     Args:
       weights: a file with the tensors ``features.*`` of the network "alexnet_cifar" under PyTorch's names: safetensors,
         .npz or a PyTorch state dict; None for the file that comes with the package.
 
     Raises:
-      FileNotFoundError: there is no such file; says how to make it.
-      ValueError: the file does not fit; says why.
+      FileNotFoundError: no such file; if the packaged one is missing, the message says how to make it.
+      ValueError: the file does not fit the network; the message says why.
     """
     if weights is None and not PACKAGED.is_file():
         raise FileNotFoundError(
@@ -93,15 +93,15 @@ def lpips_alexnet_cifar(*, weights: str | os.PathLike | None = None) -> FeatureD
 
 
 def lpips_alexnet(*, weights: str | os.PathLike | None = None) -> FeatureDistance:
-    """LPIPS on torchvision's AlexNet for ImageNet: the distance that bounds LPA in Table 2 (0.25).
+    """LPIPS on torchvision's AlexNet for ImageNet: the distance that bounds LPA in Table 2 (by 0.25).
 
     Args:
-      weights: a file that ``python -m lagrangian_jax.distances.convert`` made of torchvision's weights, or those
+      weights: a file that ``python -m lagrangian_jax.distances.convert`` made from torchvision's weights, or those
         weights themselves, or .npz with the convolutions as ``conv1_w`` (HWIO), ``conv1_b``, ... ``conv5_b``. Required.
 
     Raises:
-      FileNotFoundError: no file given, or there is none; says how to make it.
-      ValueError: it does not fit; says why.
+      FileNotFoundError: no such file; if none was given, the message says how to make one.
+      ValueError: the file does not fit the network; the message says why.
     """
     if weights is None:
         raise FileNotFoundError(
@@ -113,12 +113,12 @@ def lpips_alexnet(*, weights: str | os.PathLike | None = None) -> FeatureDistanc
 
 
 def self_lpips(*, features_fn: Callable[[Array], Sequence[Array]] | None = None) -> FeatureDistance:
-    """LPIPS on the features of any network, e.g. of the attacked one itself.
+    """LPIPS on the features of any network, e.g. of the attacked network itself.
 
     Args:
       features_fn: images (B, H, W, C) to a list of feature maps (B, h, w, c), for instance
-        ``lambda images: network.apply(variables, images, train=False, features=True)[1]``. Required. A GPU or TPU
-        rounds what it multiplies, too coarsely for the differences that `ppgd` takes: there let it compute inside
+        ``lambda images: network.apply(variables, images, train=False, features=True)[1]``. Required. GPUs and TPUs
+        round what they multiply too coarsely for the finite differences of `ppgd`: on them, run the network inside
         ``with jax.default_matmul_precision("highest")``.
     """
     if not callable(features_fn):
@@ -139,11 +139,11 @@ def _lpips_alexnet(weights: str | os.PathLike, network: AlexNet) -> FeatureDista
 
 
 def read_features(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The convolutions of an AlexNet, ``features.*`` in PyTorch's names and layout (OIHW), from a file that holds them.
+    """Reads the convolutions of an AlexNet from a file: ``features.*``, in PyTorch's names and layout (OIHW).
 
     Args:
-      path: safetensors, a PyTorch state dict (weights only: nothing in it is executed), or .npz, where ``conv1_w``
-        (HWIO), ``conv1_b``, ... ``conv5_b`` are understood besides PyTorch's names.
+      path: safetensors, a PyTorch state dict (weights only: nothing in it is executed), or .npz, which may
+        also use the names ``conv1_w`` (HWIO), ``conv1_b``, ... ``conv5_b``.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no file of AlexNet weights at {os.fspath(path)}")

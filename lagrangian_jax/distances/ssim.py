@@ -17,8 +17,8 @@ class SSIMDistance:
       \quad C_1 = 0.01^2, \; C_2 = 0.03^2
 
     with means and (co)variances under an 11x11 Gaussian window of standard deviation 1.5, averaged over the windows
-    that lie inside the image and over the channels. Evaluations report its similarity of each attack's images; `lpa`
-    and `fast_lpa` take it as a bound, too, and `ppgd`, which needs features, does not.
+    that lie inside the image and over the channels. Evaluations report the similarity for the images of each
+    attack. `lpa` and `fast_lpa` also accept it as their distance; `ppgd`, which needs features, does not.
 
     Source: Wang, Bovik, Sheikh and Simoncelli 2004. The copy in perceptual-advex differs: it pads with zeros.
     """
@@ -27,7 +27,7 @@ class SSIMDistance:
     sigma: float = 1.5
 
     def __call__(self, images_a: Array, images_b: Array) -> Array:
-        """(B, H, W, C) float32 in [0, 1] twice -> (B,)."""
+        """The distances (B,) between two batches (B, H, W, C), float32 in [0, 1]."""
         if min(images_a.shape[1:3]) < self.window:
             raise ValueError(f"images: ssim needs {self.window} pixels a side or more; got shape {images_a.shape}")
         rows, columns = self._weights(images_a.shape[1]), self._weights(images_a.shape[2])
@@ -35,7 +35,7 @@ class SSIMDistance:
         def local_mean(x):
             return jnp.einsum("ph,bhwc,qw->bpqc", rows, x, columns, precision=lax.Precision.HIGHEST)
 
-        # Around 1/2, so that variances, differences of second moments, keep their digits in float32.
+        # Centred on 1/2, so that the variances, differences of second moments, keep their digits in float32.
         a, b = images_a - 0.5, images_b - 0.5
         mean_a, mean_b = local_mean(a), local_mean(b)
         variances = local_mean(a * a + b * b) - mean_a**2 - mean_b**2
