@@ -90,14 +90,19 @@ def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array
 
 
 def kl_divergence(logits_p: Array, logits_q: Array) -> Array:
-    """KL(softmax(p) || softmax(q)), differentiable in both. Source: the TRADES regulariser.
+    """KL(softmax(p) || softmax(q)), differentiable in both; classes of probability 0 in p add nothing.
+
+    Source: the TRADES regulariser.
 
     >>> import jax.numpy as jnp
     >>> print(kl_divergence(jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.25, 0.75]]))))
     [0.1438...]
     """
     log_p, log_q = (jax.nn.log_softmax(_exact(logits)) for logits in (logits_p, logits_q))
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    # Twice, so that of a masked class, with logits of -inf, neither the value nor the gradient is NaN.
+    possible = jnp.exp(log_p) > 0
+    difference = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
+    return jnp.sum(jnp.where(possible, jnp.exp(log_p) * difference, 0.0), axis=-1)
 
 
 def dlr(logits: Array, labels: Array) -> Array:

@@ -29,11 +29,13 @@ def unknown(what: str, given: str, valid: Iterable[str], like: str | None = None
 
 
 def _nearest(given: str, valid: list[str]) -> list[str]:
-    """The same name in another case, our name for a synonym, up to three names that it begins, or the most similar."""
+    """The same name in another case, our name for a synonym, up to three that begin with it, or the most similar."""
     given, cased = given.lower(), {name.lower(): name for name in valid}
     if given in cased:
         return [cased[given]]
-    if given in SYNONYMS:
-        return [name for name in valid if name == SYNONYMS[given]]
-    begun = [cased[name] for name in cased if given and name.startswith(given)]
-    return begun[:3] or [cased[name] for name in difflib.get_close_matches(given, cased, n=1)]
+    ours = SYNONYMS.get(given, given)
+    if ours in valid:
+        return [ours]
+    begun = [cased[name] for name in cased if given and name.startswith((given, ours))]
+    alike = [] if given in SYNONYMS else difflib.get_close_matches(given, cased, n=1)
+    return begun[:3] or [cased[name] for name in alike]

@@ -94,7 +94,9 @@ class TestCreate:
             ("pgd_l2", "restarts", 0, "an integer, 1 or larger"),
             ("pgd_l2", "keep", "first", "'last' or 'best'"),
             ("autoattack", "norm", "l1", "'linf' or 'l2'"),
-            ("lagrangian", "kappa", float("nan"), "a number"),
+            ("lagrangian", "kappa", float("nan"), "a number, or inf"),
+            ("lagrangian", "kappa", -float("inf"), "a number, or inf"),
+            ("lagrangian", "kappa", True, "a number, or inf"),
             ("gaussian_noise", "variance", -1.0, "a number, 0 or larger"),
             ("msd", "bound_l1", -1.0, "a number, 0 or larger"),
             ("msd", "step_size_l2", 0.0, "a positive number"),
@@ -116,6 +118,10 @@ class TestCreate:
         message = re.escape(f"attack {name!r}: {parameter} must be {expected}") + ".*; got " + re.escape(repr(value))
         with pytest.raises(ValueError, match=message):
             lj.attacks.create(name, **{parameter: value})
+
+    def test_numbers_of_numpy_are_numbers(self):
+        for kappa in (np.float32(1), np.float64("inf"), 1):
+            assert lj.attacks.create("lagrangian", kappa=kappa).parameters["kappa"] == kappa
 
     @pytest.mark.parametrize("name", lj.attacks.names())
     def test_every_parameter_is_checked(self, name):

@@ -308,10 +308,20 @@ def test_half_precision_weights_change_distances_little(weights, alexnet_lpips, 
     np.testing.assert_allclose(half(a, b), alexnet_lpips(a, b), atol=1e-3)
 
 
+def test_weights_that_do_not_fit_are_refused(weights, tmp_path):
+    tensors = lpips.read_features(weights)
+    np.savez(tmp_path / "bias.npz", **tensors | {"features.3.bias": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=r"does not fit the CIFAR AlexNet: features\.3\.bias is \(3,\), expected \("):
+        lj.distances.create("lpips_alexnet_cifar", weights=tmp_path / "bias.npz")
+    with pytest.raises(ValueError, match=r"does not fit the ImageNet AlexNet: features\.0\.weight is"):
+        lj.distances.create("lpips_alexnet", weights=weights)
+
+
 def test_conversion_says_what_is_wrong(tmp_path):
-    np.savez(tmp_path / "other.npz", a=np.zeros(1))
-    with pytest.raises(SystemExit, match="does not hold the convolutions of an AlexNet"):
-        convert.main([str(tmp_path / "other.npz"), str(tmp_path / "out.safetensors")])
+    for name in ("a", "conv1_w"):
+        np.savez(tmp_path / "other.npz", **{name: np.zeros((1, 1, 1, 1))})
+        with pytest.raises(SystemExit, match="does not hold the convolutions of an AlexNet"):
+            convert.main([str(tmp_path / "other.npz"), str(tmp_path / "out.safetensors")])
     with pytest.raises(SystemExit, match="no file"):
         convert.main([str(tmp_path / "absent.pth"), str(tmp_path / "out.safetensors")])
     with pytest.raises(SystemExit, match=r"must end in \.safetensors"):

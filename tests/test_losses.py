@@ -56,6 +56,21 @@ class TestFormulas:
         np.testing.assert_allclose(losses.kl_divergence(logits, logits[::-1]), expected, rtol=1e-5)
         np.testing.assert_allclose(losses.kl_divergence(logits, logits + 3), 0, atol=1e-5)
 
+    def test_kl_divergence_of_masked_classes(self):
+        """A class that neither distribution has adds nothing; one that only q lacks makes it infinite."""
+        p, q, masked = jnp.array([[1.0, 2.0]]), jnp.array([[0.5, -1.0]]), jnp.full((1, 1), -jnp.inf)
+
+        def value(p, q):
+            return losses.kl_divergence(jnp.hstack([p, masked]), jnp.hstack([q, masked]))[0]
+
+        def plain(p, q):
+            return losses.kl_divergence(p, q)[0]
+
+        np.testing.assert_allclose(value(p, q), plain(p, q), rtol=1e-6)
+        for got, wanted in zip(jax.grad(value, (0, 1))(p, q), jax.grad(plain, (0, 1))(p, q), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-6)
+        assert losses.kl_divergence(jnp.hstack([p, p[:, :1]]), jnp.hstack([q, masked])) == jnp.inf
+
     def test_dlr(self, random_logits):
         logits, labels = random_logits
         ordered = np.sort(logits.astype(np.float64), -1)

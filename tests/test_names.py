@@ -23,6 +23,8 @@ from lagrangian_jax.names import unknown
         ("iterations", ["steps", "step_size"], "; did you mean 'steps'?"),
         ("nb_iter", ["steps", "step_size"], "; did you mean 'steps'?"),
         ("eps", ["steps"], "."),  # one without a bound
+        ("eps", ["bound_linf", "bound_l2", "steps"], "; did you mean 'bound_linf' or 'bound_l2'?"),
+        ("alpha", ["alpha_max", "beta"], "; did you mean 'alpha_max'?"),
         ("xyz", ["steps"], "."),
     ],
 )

@@ -156,6 +156,14 @@ def test_corner_search_does_not_depend_on_its_batch_size(key):
     assert changed_pixels(results[0], GREY).tolist() == [3]
 
 
+def test_corner_search_with_many_candidates(key):
+    """More than the square root of the largest int32."""
+    images, label = np.full((1, 80, 80, 3), 0.5, np.float32), np.array([0])
+    attack = lj.attacks.create("corner_search", pixels=2, iterations=50, candidates=50_000, batch_size=4096)
+    logits_fn = sum_network(2.9)
+    assert changed_pixels(attack(key, logits_fn, images, label), images).tolist() == [2]
+
+
 def test_bad_parameters_are_refused():
     with pytest.raises(ValueError, match="pixels must be an integer, 1 or larger; got 0"):
         lj.attacks.create("pgd_l0", pixels=0)

@@ -145,10 +145,8 @@ def create(name: str, **given: Any) -> Attack:
     """
     defaults = parameters(name)
     function = ATTACKS.get(name) or STAGED[name]
-    takes_restarts = name in ATTACKS and (
-        "random_start" in defaults or "init_std" in defaults or "restarts" in defaults
-    )
-    valid = (*defaults, "restarts") if takes_restarts and "restarts" not in defaults else tuple(defaults)
+    takes_restarts = name in ATTACKS and {"random_start", "init_std"} & defaults.keys()
+    valid = (*defaults, "restarts") if takes_restarts else tuple(defaults)
     for parameter in given:
         if parameter not in valid:
             raise unknown(f"parameter of attack {name!r}:", parameter, valid)

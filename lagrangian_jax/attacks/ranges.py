@@ -92,7 +92,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         switch: (lambda v: isinstance(v, (bool, np.bool_)), "True or False")
         for switch in ("random_start", "abort_early", "align_corners", "batch_normalise", "clip")
     },
-    "kappa": (lambda v: isinstance(v, (int, float)) and not math.isnan(v), "a number"),
+    "kappa": (lambda v: number(v) or (isinstance(v, (float, np.floating)) and v == math.inf), "a number, or inf"),
 }
 
 

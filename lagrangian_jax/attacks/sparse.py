@@ -121,8 +121,8 @@ def corner_search(
        the network is returned.
     2. If none does, the changes are ordered K times: by z_y - z_k for each other class k, and by
        z_y - max_{k != y} z_k. For 2, 3, .. ``pixels`` pixels, and for each ordering, ``iterations`` random sets of
-       changes are tried, drawn from the best ``candidates`` with more weight on the better: rank
-       n - 1 - floor(sqrt(U{0 .. n^2 - 1})), counted from 0. The first image that fools the network is returned, or the
+       changes are tried, drawn from the best ``candidates`` with more weight on the better: of rank k, counted from 0,
+       with probability (2 (n - k) - 1) / n^2. The first image that fools the network is returned, or the
        clean one if none does.
 
     An image costs up to 2^C H W + (pixels - 1) K iterations forward passes: at the defaults 98,000 on CIFAR-10.
@@ -197,8 +197,9 @@ def corner_search(
             attempt_key = jax.random.fold_in(key, attempt)
 
             def draw(i):
-                number = jax.random.randint(jax.random.fold_in(attempt_key, i), (pixels,), 0, candidates**2)
-                rank = candidates - 1 - jnp.floor(jnp.sqrt(number.astype(jnp.float32))).astype(jnp.int32)
+                # The original's n - 1 - floor(sqrt(U{0 .. n^2 - 1})) has the distribution of the better of two ranks.
+                two = jax.random.randint(jax.random.fold_in(attempt_key, i), (2, pixels), 0, candidates)
+                rank = jnp.min(two, axis=0)
                 chosen = jnp.where(jnp.arange(pixels) < size, order[ordering, rank], changes)
                 # One after the other, so that of two colours for one pixel the later wins, on any device.
                 return lax.fori_loop(0, pixels, lambda j, flat: change(flat, chosen[j]), flat)

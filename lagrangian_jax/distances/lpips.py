@@ -153,6 +153,7 @@ def read_features(path: str | os.PathLike) -> dict[str, np.ndarray]:
         for number, layer in enumerate(_LAYERS, start=1):
             if f"conv{number}_w" in tensors:
                 tensors[f"features.{layer}.weight"] = tensors.pop(f"conv{number}_w").transpose(3, 2, 0, 1)
+            if f"conv{number}_b" in tensors:
                 tensors[f"features.{layer}.bias"] = tensors.pop(f"conv{number}_b")
     else:
         tensors = read_state_dict(path)
@@ -180,6 +181,8 @@ def _variables(path: str | os.PathLike, network: AlexNet) -> dict[str, Any]:
         if kernel.shape != expected[module]["kernel"].shape:
             shape = expected[module]["kernel"].shape
             problems.append(f"{name} is {kernel.shape} (height, width, in, out), expected {shape}")
+        elif bias.shape != kernel.shape[-1:]:
+            problems.append(f"features.{layer}.bias is {bias.shape}, expected {kernel.shape[-1:]}")
     if problems:
         stem = "CIFAR" if network.stem == "cifar" else "ImageNet"
         raise ValueError(f"{os.fspath(path)} does not fit the {stem} AlexNet: {'; '.join(problems)}")
