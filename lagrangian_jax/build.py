@@ -1,4 +1,4 @@
-"""What a configuration stands for: its network, method, optimizer, schedule and validation; and whether it can run."""
+"""Builds what a configuration describes (network, method, optimizer, schedule, validation); checks that it can run."""
 
 import math
 import operator
@@ -18,7 +18,7 @@ from lagrangian_jax.methods.regularisation import Regularisation
 from lagrangian_jax.names import unknown
 from lagrangian_jax.workdir import same_network, weights_file
 
-# For each field the least value, and what it stays below: of evaluation and training, and of a training besides.
+# For each field its least value and the limit it must stay below, in every run (`_COMMON`) or in training.
 _COMMON: dict[str, tuple[int, float]] = {
     "seed": (0, 2**32),
     "data.image_size": (1, math.inf),
@@ -42,7 +42,7 @@ _TRAINING: dict[str, tuple[int, float]] = {
 
 
 def check_evaluation(config: ConfigDict, dataset: data.Dataset) -> None:
-    """Raises ValueError where a network of this configuration cannot be evaluated on these images.
+    """Raises ValueError if a network of this configuration cannot be evaluated on these images.
 
     Writes nothing, so that it can come before a work directory is claimed.
     """
@@ -55,7 +55,7 @@ def check_evaluation(config: ConfigDict, dataset: data.Dataset) -> None:
 
 
 def check(config: ConfigDict, dataset: data.Dataset) -> None:
-    """Raises ValueError or OSError where a network of this configuration cannot be trained on these images.
+    """Raises ValueError or OSError if a network of this configuration cannot be trained on these images.
 
     Writes nothing, so that it can come before a work directory is claimed.
     """
@@ -71,17 +71,17 @@ def check(config: ConfigDict, dataset: data.Dataset) -> None:
         raise ValueError("evaluation.checkpoint: 'best' needs data.validation > 0 and an epoch after the clean ones")
     names = config.network.name, config.method.name
     if "segmentation" in names and len(set(names)) > 1:
-        raise ValueError(f"network {names[0]!r}, method {names[1]!r}: 'segmentation' is trained by its method alone")
+        raise ValueError(f"network {names[0]!r}, method {names[1]!r}: both must be 'segmentation', or neither")
     steps_per_epoch = batches_of_epoch(config, len(dataset.train.labels), parallel.mesh().size)
     build_method(config)
     build_regularisation(config)
     build_optimizer(config, build_schedule(config, steps_per_epoch))
     attack = build_validation_attack(config)
-    if config.data.validation:  # what cannot be validated would stop the run after its first epoch
+    if config.data.validation:  # else the run would fail only after its first epoch
         if not len(dataset.validation.labels):
             raise ValueError(
-                f"data.validation: {config.data.validation} images are to be held out, and {dataset.name} comes "
-                "with none; its loader holds them out, or set --config.data.validation=0"
+                f"data.validation: {config.data.validation} images are to be held out, but {dataset.name} has none; "
+                "hold them out in its loader, or set --config.data.validation=0"
             )
         attack.check((config.data.image_size, config.data.image_size, 3), len(dataset.classes))
 
@@ -101,11 +101,13 @@ def _check_ranges(config: ConfigDict, ranges: Mapping[str, tuple[int, float]]) -
 
 
 def _check_dataset(dataset: data.Dataset, image_size: int) -> None:
-    """Raises ValueError where images in memory are not what networks take, labels are of no class, or none can be
-    tested.
+    """Raises ValueError if images in memory are not what networks take, a label is no class, there are no test images
+    or two share an index.
     """
     if not isinstance(dataset.classes, (tuple, list)):
-        raise ValueError(f"classes of {dataset.name}: expected their names, as ('cat', 'dog'); got {dataset.classes!r}")
+        raise ValueError(
+            f"classes of {dataset.name}: expected their names, such as ('cat', 'dog'); got {dataset.classes!r}"
+        )
     wanted, last = (image_size, image_size, 3), len(dataset.classes) - 1
     if last < 1:
         raise ValueError(f"classes of {dataset.name}: expected two or more; got {list(dataset.classes)}")
@@ -122,7 +124,7 @@ def _check_dataset(dataset: data.Dataset, image_size: int) -> None:
     indices = dataset.test.indices
     if not len(indices) or len(np.unique(indices)) < len(indices):
         raise ValueError(
-            f"test images of {dataset.name}: expected one or more, each with an index of its own; got {len(indices)} "
+            f"test images of {dataset.name}: expected one or more, each with its own index; got {len(indices)} "
             f"with {len(np.unique(indices))} indices"
         )
 
@@ -134,7 +136,7 @@ def _check_labels(what: str, labels: Any, last: int) -> None:
         change = "argmax(-1)" if labels.ndim == 2 else "astype(np.int32)"
         raise ValueError(f"{what}: expected whole numbers (N,); got {labels.dtype} {labels.shape}: labels.{change}")
     if len(labels) and not 0 <= labels.min() <= labels.max() <= last:
-        raise ValueError(f"{what}: expected 0 to {last}, one a class; got {labels.min()} to {labels.max()}")
+        raise ValueError(f"{what}: expected 0 to {last}, one per class; got {labels.min()} to {labels.max()}")
 
 
 def _check_images(what: str, images: np.ndarray, wanted: tuple[int, ...]) -> None:
@@ -143,8 +145,8 @@ def _check_images(what: str, images: np.ndarray, wanted: tuple[int, ...]) -> Non
         raise ValueError(f"{what}: {expected}; got a {type(images).__name__}")
     if images.dtype != np.uint8 or images.shape[1:] != wanted:
         floats = np.issubdtype(images.dtype, np.floating)
-        change = ": (255 * images).round().astype(np.uint8) of what is in [0, 1]" if floats else ""
-        raise ValueError(f"{what}: {expected}, by data.image_size; got {images.dtype} {images.shape}{change}")
+        change = "; images in [0, 1]: (255 * images).round().astype(np.uint8)" if floats else ""
+        raise ValueError(f"{what}: {expected}, from data.image_size; got {images.dtype} {images.shape}{change}")
 
 
 def build_network(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -157,14 +159,14 @@ def build_network(config: ConfigDict, num_classes: int) -> nn.Module:
 
 
 def initial_variables(config: ConfigDict, num_classes: int) -> Any:
-    """What a training begins from in place of random variables: the weights that ``config.init_from`` names.
+    """The variables that training begins from instead of random ones: the weights that ``config.init_from`` names.
 
     Returns:
-      variables of the configuration's network, without those of the last layer if the weights are for other classes in
-      number.
+      variables of the configuration's network, without those of the last layer if the weights are for another number of
+      classes.
 
     Raises:
-      ValueError: there are none, or they are another network's.
+      ValueError: there are no weights, or they are another network's.
     """
     path = pathlib.Path(config.init_from).expanduser()
     file = weights_file(path, "init_from")
@@ -189,7 +191,7 @@ def build_regularisation(config: ConfigDict) -> Regularisation:
 def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """PyTorch's SGD: decay on every parameter, then momentum, then the learning rate.
 
-    ``optimizer.relative_rates``, where a configuration has it, multiplies the rates of submodules by name.
+    ``optimizer.relative_rates``, if configured, multiplies the learning rates of the submodules that it names.
     """
     optimizer = config.optimizer
     steps = [
@@ -203,7 +205,7 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
 
 
 def scale_submodules(updates: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, Any]:
-    """Updates of a network's parameters, those of each named submodule times its rate.
+    """Updates of a network's parameters, with those of each named submodule multiplied by its rate.
 
     >>> scale_submodules({"stem": 2.0, "head": {"kernel": 2.0}}, {"head": 0.1})
     {'stem': 2.0, 'head': {'kernel': 0.2}}
@@ -236,7 +238,7 @@ def build_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 
 
 def batches_of_epoch(config: ConfigDict, examples: int, devices: int = 1) -> int:
-    """Of an epoch over so many training images; raises ValueError where the batch does not suit them or the devices."""
+    """Batches per epoch; raises ValueError if their size or number does not suit the training images or the devices."""
     batch_size, steps = config.train.batch_size, config.train.steps
     if not 0 < batch_size <= examples or batch_size % devices:
         raise ValueError(
@@ -250,13 +252,13 @@ def batches_of_epoch(config: ConfigDict, examples: int, devices: int = 1) -> int
 
 
 def distance_weights(config: ConfigDict) -> dict[str, str]:
-    """The files of weights that the configuration names, by distance."""
+    """The weight files that the configuration names, by distance."""
     path = config.evaluation.lpips_alexnet
     return {"lpips_alexnet": str(pathlib.Path(path).expanduser())} if path else {}
 
 
 def build_validation_attack(config: ConfigDict) -> attacks.Attack:
-    """The attack of a configuration that the held-out images are attacked with."""
+    """The attack that a configuration runs on the held-out images."""
     options = dict(config.validation.items())
     try:
         return attacks.create(options.pop("attack"), **options)

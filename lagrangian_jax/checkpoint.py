@@ -1,7 +1,7 @@
-"""Checkpoints through orbax: written in the background, checked when read, the previous one kept in case.
+"""Checkpoints through orbax: written in the background, checked when read, the previous one kept as a spare.
 
-The state is the same on every device, so in a job of several processes the first one alone reads and writes, and tells
-the others; its disk need not be theirs. A checkpoint knows nothing of the devices it came from.
+The state is the same on every device, so in a job of several processes only the first one reads and writes, and it
+sends the others what it reads; they need not share its disk. A checkpoint does not depend on the devices it came from.
 """
 
 import contextlib
@@ -29,46 +29,47 @@ class Checkpoints:
     """The checkpoints of one kind (``last`` or ``best``) in a work directory.
 
     Each holds a `TrainState` and a position, a dictionary of JSON values. A manifest of SHA-256 sums is written when a
-    checkpoint is complete, so a truncated or altered file is noticed and the previous checkpoint taken. In a job of
-    several processes every method is called in all of them.
+    checkpoint is complete, so that a truncated or altered file is noticed and the previous checkpoint used instead. In
+    a job of several processes, every process must call every method.
 
     Args:
-      folder: of this kind.
-      keep: how many, the newest.
-      method: the training method's name: noted in the positions that are saved, and the one whose checkpoints are
-        restored. None notes none and takes any.
+      folder: folder of this kind.
+      keep: how many of the newest to keep.
+      method: name of the training method. It is noted in saved positions, and checkpoints of another method are not
+        restored. None notes no method and restores any.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int, method: str | None = None):
         self._folder = folder.resolve()
         self._keep = keep
         self._method = method
-        self._manager: Any = None  # of the first process
-        self._saving: Any = None  # its step and what is being written
+        self._manager: Any = None  # in the first process only
+        self._saving: Any = None  # the step that is being written, and its items
         parallel.together(self._open)
 
     def save(self, state: TrainState, position: dict[str, Any]) -> None:
-        """Starts writing; returns as soon as the state is copied off the devices. `wait` says whether it succeeded."""
+        """Starts writing; returns as soon as the state is copied off the devices. `wait` raises if it failed."""
         self.wait()
         parallel.together(lambda: self._save(state, position))
 
     def restore(
         self, like: TrainState, mesh: Mesh, step: int | None = None
     ) -> tuple[TrainState, dict[str, Any], list[str]] | None:
-        """The newest checkpoint that is whole, of those up to a step if one is given.
+        """The newest undamaged checkpoint, or the newest up to ``step`` if that is given.
 
         Args:
-          like: a state of the same structure, with the shapes that are expected.
+          like: a state of the same structure, with the expected shapes.
           mesh: the devices to restore to; it need not be the one the checkpoint was written from.
-          step: the one that is wanted; later ones are of a run that was interrupted before it came back there.
+          step: the wanted step; later checkpoints are left over from before an interruption, and the run has not come
+            back to them.
 
         Returns:
-          the state, its position and a message for each checkpoint that was passed over, damaged or not there any more;
-          None if there is none.
+          the state, its position and a message for each checkpoint that was passed over because it is damaged or
+          missing; None if there is no checkpoint.
 
         Raises:
-          ValueError: there are checkpoints, and all are damaged; or it is of another method, or a state of another
-            structure or shape: says what differs.
+          ValueError: all checkpoints are damaged; or the checkpoint is of another method, or of a state of another
+            structure or shape (the message says what differs).
         """
         self.wait()
         leaves, about = parallel.together(lambda: self._restore(like, step)) or (None, None)
@@ -81,12 +82,12 @@ class Checkpoints:
         return _with_typed_key(state, like.key), about["position"], about["messages"]
 
     def read(self, step: int | None = None) -> tuple[int, Any, dict[str, Any]] | None:
-        """What `restore` restores, as it lies on disk: its step, nested dictionaries and lists of arrays, the position.
+        """What `restore` restores, as it is on disk: its step, nested dictionaries and lists of arrays, the position.
 
-        Of a single process; for copying a checkpoint without its network.
+        For a single process that copies a checkpoint without its network.
 
         Raises:
-          ValueError: there are checkpoints, and all are damaged.
+          ValueError: all checkpoints are damaged.
         """
         self.wait()
         found = self._read(step)
@@ -101,10 +102,10 @@ class Checkpoints:
         self.wait()
 
     def wait(self) -> None:
-        """Until what was being written is complete, with its manifest.
+        """Waits until what is being written is complete, with its manifest.
 
         Raises:
-          OSError: it could not be written (a full disk); the checkpoints before it are kept.
+          OSError: it could not be written (a full disk); earlier checkpoints are kept.
         """
         parallel.together(self._finish)
 
@@ -113,12 +114,12 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.close()
 
-    # What the first process does
+    # In the first process only
 
     def _open(self) -> None:
         import orbax.checkpoint as ocp
 
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells every step of its work, errors twice
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs every step of its work, and errors twice
         self._folder.mkdir(parents=True, exist_ok=True)
         alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
         options = ocp.CheckpointManagerOptions(
@@ -138,7 +139,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         for other in self._manager.all_steps():
-            if other >= step:  # damaged, or of a run that was interrupted before it came back here; orbax would skip us
+            if other >= step:  # damaged, or from before an interruption; orbax would skip a step before it
                 self._manifest(other).unlink(missing_ok=True)
                 self._manager.delete(other)
         items = ocp.args.Composite(state=ocp.args.StandardSave(here), position=ocp.args.JsonSave(position))
@@ -152,11 +153,11 @@ class Checkpoints:
             return None
         tree, about = found
         path = self._folder / str(about["step"])
-        there = about["position"].get("method", self._method)  # older ones do not tell
-        if self._method not in (None, there):
+        saved = about["position"].get("method", self._method)  # older ones do not note it
+        if self._method not in (None, saved):
             raise ValueError(
-                f"{path} is a checkpoint of the method {there!r}, not of {self._method!r}. "
-                "Take it away, or give another --workdir."
+                f"{path} is a checkpoint of the method {saved!r}, not of {self._method!r}. "
+                "Remove it, or give another --workdir."
             )
         leaves, expected = _by_name(tree), _by_name(_with_raw_key(like))
         different = differences(_shapes(expected), _shapes(leaves))
@@ -164,19 +165,19 @@ class Checkpoints:
             more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
             raise ValueError(
                 f"{path} is a checkpoint of another state: {'; '.join(different[:3])}{more}. "
-                "Take it away, or give another --workdir."
+                "Remove it, or give another --workdir."
             )
         return [leaves[name] for name in expected], about
 
     def _read(self, step: int | None) -> tuple[Any, dict[str, Any]] | None:
-        """The state as it lies there; ``step``, ``position`` and ``messages``."""
+        """The state as it is on disk, and its ``step``, ``position`` and ``messages``."""
         import orbax.checkpoint as ocp
 
         problems: list[str] = []
-        there = {at for at in self._manager.all_steps() if step is None or at <= step}
-        wanted = {step} if there and step is not None else set()
-        for candidate in sorted(there | wanted, reverse=True):
-            problem = self._damage(candidate) if candidate in there else "it is missing"
+        present = {at for at in self._manager.all_steps() if step is None or at <= step}
+        wanted = {step} if present and step is not None else set()
+        for candidate in sorted(present | wanted, reverse=True):
+            problem = self._damage(candidate) if candidate in present else "it is missing"
             if problem is None:
                 items = ocp.args.Composite(state=ocp.args.StandardRestore(), position=ocp.args.JsonRestore())
                 try:
@@ -194,12 +195,13 @@ class Checkpoints:
         with self._writing():
             try:
                 self._manager.wait_until_finished()
-            except TimeoutError:  # orbax loses patience by the clock of the day, which may have been set
+            except TimeoutError:  # orbax times out by the wall clock, which may have been set
                 self._save_again()
             self._saving = None
             steps = set(self._manager.all_steps())
             for step in steps:
-                # Also of one that was killed before it had any: orbax commits by renaming, so it is whole.
+                # Also for a run that was killed before writing one: orbax commits by renaming, so its checkpoint is
+                # whole.
                 if not self._manifest(step).exists():
                     write_whole(self._manifest(step), json.dumps(self._sums(step)))
             for manifest in self._folder.glob("*.sha256"):
@@ -211,13 +213,13 @@ class Checkpoints:
         for patience in (1, 2, 4, 8, 0):
             try:
                 self._open()
-                if step not in self._manager.all_steps():  # the first attempt may have ended well after all
+                if step not in self._manager.all_steps():  # the first attempt may have succeeded after all
                     self._manager.save(step, args=items)
                     self._manager.wait_until_finished()
                 return
             except Interrupted:
                 raise
-            except Exception:  # or it is still writing what is being cleared away, which fails here in any way
+            except Exception:  # or it is still writing what `_open` clears away: anything may be raised
                 if not patience:
                     raise
                 time.sleep(patience)
@@ -228,7 +230,7 @@ class Checkpoints:
             yield
         except Interrupted:
             raise
-        except Exception as error:  # orbax and its storage have no class for a full disk
+        except Exception as error:  # orbax and its storage have no exception for a full disk
             raise OSError(
                 f"cannot write a checkpoint to {self._folder} ({_first_line(error)}); those before it are kept"
             ) from error
@@ -260,7 +262,7 @@ def _with_typed_key(state: Any, like: Array) -> TrainState:
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
-    """The leaves of a state, or of what it is on disk, in the order of its structure."""
+    """The leaves of a state, or of what is on disk, by name, in the order of its structure."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
@@ -270,6 +272,6 @@ def _shapes(leaves: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _first_line(error: Exception) -> str:
-    if "No space left on device" in str(error):  # at the end of a long line about the storage's inner life
+    if "No space left on device" in str(error):  # at the end of a long line of storage internals
         return "No space left on device"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -23,31 +23,31 @@ from lagrangian_jax.evaluation import suites
 from lagrangian_jax.names import UsageError, unknown
 from lagrangian_jax.signals import Interrupted, sigterm_raises
 
-# What XLA's library YNN does on a CPU: products and sums, and not convolutions, which it leaves to one core where they
-# have few channels (`python -m benchmarks.layers`).
+# What XLA's library YNN does on a CPU: products and sums, but not convolutions, which it would run on a single core if
+# they have few channels (`python -m benchmarks.layers`).
 YNN = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 
 
-# Fields that a file may add; a data set of one's own may have any in `data`. Those of `validation` its attack checks.
+# Fields that a file may add; your own data set may have any in `data`. An attack checks the fields of `validation`.
 _OPTIONAL = {"data": ("cache_dir",), "optimizer": ("relative_rates",)}
 _PACKAGED = data.names()  # before a file adds its own
 
 
 def default() -> ConfigDict:
-    """Every field of a configuration, with what most runs want."""
+    """Every field of a configuration, set to what most runs want."""
     config = ConfigDict()
     config.seed = 0
-    config.deterministic = False  # the same bits every time, also on a GPU, where it costs speed
+    config.deterministic = False  # the same bits every time, even on a GPU, where that costs speed
     config.init_from = ""  # weights that training begins from, a file or a run's work directory; "": random ones
 
     config.data = ConfigDict()
     config.data.name = "cifar10"
-    config.data.dir = ""  # of TFDS data sets or class folders; "" is TFDS_DATA_DIR, or TFDS's own default
+    config.data.dir = ""  # where TFDS data sets or class folders are; "" is TFDS_DATA_DIR, or TFDS's own default
     config.data.validation = 1024  # training images held out for model selection
     config.data.image_size = 32
-    config.data.workers = 0  # processes that decode streamed images; 0: threads of this one
+    config.data.workers = 0  # processes that decode streamed images; 0: threads of this process
 
-    config.augmentation = ConfigDict()  # of data sets that live on the device; streamed ones crop at random
+    config.augmentation = ConfigDict()  # for data sets that live on the device; streamed images are cropped at random
     config.augmentation.padding = 4
     config.augmentation.mode = "reflect"
     config.augmentation.flip = True
@@ -65,7 +65,7 @@ def default() -> ConfigDict:
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 2e-4  # on every parameter
-    config.optimizer.schedule = "step"  # "step": times `factor` at each milestone; "cosine"; "linear": both to zero
+    config.optimizer.schedule = "step"  # "step": times `factor` at each milestone; "cosine" or "linear": to zero
     config.optimizer.milestones = (70, 90)  # epochs
     config.optimizer.factor = 0.1
     config.optimizer.warmup = 0.0  # epochs of linear increase from zero
@@ -74,11 +74,11 @@ def default() -> ConfigDict:
     config.train.epochs = 100
     config.train.clean_epochs = 3  # the first epochs, on clean images
     config.train.batch_size = 50
-    config.train.steps = 0  # of each epoch; 0: all that the training set gives
+    config.train.steps = 0  # per epoch; 0: as many as the training set gives
     config.train.average = 0.0  # decay of the moving average of weights and statistics; 0: none
     config.train.steps_per_call = 0  # steps in one compiled program; 0: one on a CPU, 50 elsewhere
     config.train.log_steps = 50
-    config.train.checkpoint_steps = 0  # besides the end of every epoch; 0: only there
+    config.train.checkpoint_steps = 0  # steps between checkpoints within an epoch; 0: only at its end
 
     config.regularisation = ConfigDict()  # on top of any method; see `methods.regularisation`
     config.regularisation.label_smoothing = 0.0
@@ -96,8 +96,8 @@ def default() -> ConfigDict:
     config.evaluation.suite = "cifar10_table1"
     config.evaluation.checkpoint = "last"  # or "best", by validation
     config.evaluation.batch_size = 500
-    config.evaluation.examples = 0  # a fixed subset of so many test images, of every class its share; 0: all
-    config.evaluation.lpips_alexnet = ""  # weights of that distance, a file; LPA takes it on ImageNet-100
+    config.evaluation.examples = 0  # a fixed subset of so many test images, stratified by class; 0: all
+    config.evaluation.lpips_alexnet = ""  # file with the weights of this distance, which LPA uses on ImageNet-100
     return config
 
 
@@ -120,7 +120,7 @@ def choose(
 
     Args:
       config: what to change.
-      options: comma-separated names, the method first; without one it is that of ``config``.
+      options: comma-separated names, the method first; if there is none, it is the method of ``config``.
       method_values: for each method that makes sense here, the parameters that differ from its defaults.
       presets: functions that change the configuration.
     """
@@ -157,9 +157,9 @@ def smoke(config: ConfigDict, batch_size: int, steps: int, examples: int) -> Non
 
 
 def early_stopping(config: ConfigDict) -> None:
-    """The epoch of best robust accuracy on 1,000 held-out images; for PGD training, against the attack trained with.
+    """Selects the epoch of best robust accuracy on 1,000 held-out images, for PGD training under its own attack.
 
-    That attack follows ``config.method`` through later presets and fields; what is set of ``config.validation`` stays.
+    That attack follows later changes of ``config.method``; fields that are set in ``config.validation`` stay.
     """
     config.data.validation = 1000
     config.evaluation.checkpoint = "best"
@@ -170,14 +170,14 @@ def early_stopping(config: ConfigDict) -> None:
 
 
 def evaluation_statistics(config: ConfigDict) -> None:
-    """Running averages in the attack, for methods whose original uses the statistics of the batch."""
+    """Makes attacks in training use the running averages, also for methods whose original uses batch statistics."""
     for field in ("statistics", "search_statistics"):
         if field in config.method:
             config.method[field] = "eval"
 
 
 def path(text: str) -> pathlib.Path:
-    """The type of arguments that are paths: a shell leaves the ~ of ``--workdir=~/runs`` as it is."""
+    """The argument type of paths; it expands ~, which a shell leaves as it is in ``--workdir=~/runs``."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got nothing")
     return pathlib.Path(text).expanduser()
@@ -185,7 +185,7 @@ def path(text: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def usage() -> Iterator[None]:
-    """Of what no second try mends: a `ValueError` is one of usage, so that a scheduler need not try again."""
+    """Turns a `ValueError` into a `UsageError`, whose exit code tells a scheduler that trying again is useless."""
     try:
         yield
     except ValueError as error:
@@ -201,13 +201,13 @@ def parse(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[argpars
     Raises:
       UsageError: an unknown file, option, field or value; one line that names the nearest valid one.
     """
-    named = "FILE:METHOD,PRESET of a file or the name of a packaged one; 'digits' by default"
+    named = "FILE:METHOD,PRESET; FILE is a path or the name of a packaged file; 'digits' by default"
     parser.add_argument("--config", default="digits", help=named)
     parser.epilog = (
-        "Any field of the configuration is set as --config.FIELD=VALUE, as --config.train.epochs=10. "
+        "Any field of the configuration is set by --config.FIELD=VALUE, such as --config.train.epochs=10. "
         f"Configurations: {', '.join(names())}. Methods: {', '.join(methods.names())}; the docstring of a "
-        f"configuration's file, in {packaged()}, says which it takes, and which presets. "
-        f"Suites, as --config.evaluation.suite=lp: {', '.join(suites.names())}."
+        f"configuration's file, in {packaged()}, lists the methods and presets that it takes. "
+        f"Suites, for --config.evaluation.suite: {', '.join(suites.names())}."
     )
     arguments, rest = parser.parse_known_args(argv)
     overrides = []
@@ -225,7 +225,7 @@ def parse(argv: Sequence[str], parser: argparse.ArgumentParser) -> tuple[argpars
 
 
 def load(spec: str) -> ConfigDict:
-    """The locked configuration of ``FILE[:options]``; a bare name means a packaged file, as ``cifar10:pgd_l2``."""
+    """The locked configuration of ``FILE[:options]``; a bare name means a packaged file, such as ``cifar10:pgd_l2``."""
     name, _, options = spec.partition(":")
     path = pathlib.Path(name).expanduser()
     if not path.suffix and not path.is_file():  # a folder may have the name of a packaged one
@@ -247,10 +247,10 @@ def load(spec: str) -> ConfigDict:
 
 
 def _made(name: str, get_config: Callable[..., Any], options: str) -> ConfigDict:
-    """What a file's ``get_config`` returns; raises ValueError where that is no configuration, or it has misused one."""
+    """What a file's ``get_config`` returns; raises ValueError if that is no configuration, or if it misuses one."""
     takes_options = bool(inspect.signature(get_config).parameters)
     if options and not takes_options:
-        raise ValueError(f"{name}: its get_config() takes no options, get_config(options) would; got {options!r}")
+        raise ValueError(f"{name}: its get_config() takes no options, as get_config(options) would; got {options!r}")
     try:
         config = get_config(options) if takes_options else get_config()
     except (AttributeError, KeyError, TypeError) as error:
@@ -258,7 +258,7 @@ def _made(name: str, get_config: Callable[..., Any], options: str) -> ConfigDict
         if "ml_collections" not in raised_in.filename:
             raise
         at = [frame for frame in frames if "ml_collections" not in frame.filename][-1]
-        reason = str(error) if isinstance(error, TypeError) else "no such field"  # the others' go over many lines
+        reason = str(error) if isinstance(error, TypeError) else "no such field"  # the others' messages span many lines
         raise ValueError(f"{pathlib.Path(at.filename).name}, line {at.lineno}, {at.line}: {reason}") from error
     if not isinstance(config, ConfigDict):
         raise ValueError(f"{name}: get_config returned {type(config).__name__}; expected a ConfigDict")
@@ -266,7 +266,7 @@ def _made(name: str, get_config: Callable[..., Any], options: str) -> ConfigDict
 
 
 def _check_fields(config: ConfigDict) -> None:
-    """Raises ValueError where a file has set what nothing would read, or has not begun with every field."""
+    """Raises ValueError if a file sets a field that nothing reads, or lacks a field."""
     known = default()
     _compare("config", config, known, known)
     for group in ("data", "augmentation", "optimizer", "train", "regularisation", "evaluation"):
@@ -301,17 +301,17 @@ def names() -> list[str]:
 
 
 def set_field(config: ConfigDict, field: str, text: str) -> None:
-    """Sets ``field`` (dots descend) to ``text``, read as the type that the field has.
+    """Sets ``field``, a dotted path, to ``text``, which is read as the field's type.
 
-    The fields of ``network`` are the parameters of the network. Another ``network.name`` brings its own, and keeps what
-    the configuration had changed, as far as it has such parameters. Another ``method.name`` is refused: a bound means
-    something else to each method, and presets go by it.
+    The fields of ``network`` are the parameters of the network. Another ``network.name`` brings its own defaults, but
+    keeps what the configuration has changed if it has such parameters. Another ``method.name`` is refused: a bound
+    means something else to each method, and presets depend on the method.
     """
     if field == "method.name" and text != config.method.name:
         methods.parameters(text)  # raises for an unknown one
         raise ValueError(
-            f"config.method.name: a method is chosen after the colon, as in --config=cifar10:{text}, and brings its "
-            f"parameters; this is {config.method.name!r}"
+            f"config.method.name: choose the method after the colon, as in --config=cifar10:{text}, which brings its "
+            f"parameters; the method here is {config.method.name!r}"
         )
     if field == "network.name":
         before, after = models.parameters(config.network.name), models.parameters(text)
@@ -335,13 +335,13 @@ def set_field(config: ConfigDict, field: str, text: str) -> None:
 
 
 def network_fields(given: Mapping[str, Any]) -> ConfigDict:
-    """A network's name and all its parameters that a configuration sets, those that are not given at their defaults."""
+    """A network's name and all the parameters that a configuration sets, at their defaults unless given."""
     set_elsewhere = ("num_classes", "axis_name", "dtype")
     known = {key: value for key, value in models.parameters(given["name"]).items() if key not in set_elsewhere}
     return ConfigDict({**known, **given}).lock()
 
 
-# What takes the parameters of these groups checks them, and some may be None.
+# The functions that take the parameters of these groups check them, and some may be None.
 _OF_FUNCTIONS = ("network", "method", "validation")
 
 
@@ -364,7 +364,7 @@ def _read(field: str, text: str, old: Any) -> Any:
 
 
 def _fraction(text: str) -> Any:
-    """8/255 and the like; anything else stays text."""
+    """The value of 8/255 and the like; any other text as it is."""
     top, slash, bottom = text.partition("/")
     try:
         return float(top) / float(bottom) if slash else text
@@ -381,7 +381,7 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines ``field: theirs -> ours`` for every field in which two plain configurations differ."""
+    """A line ``field: theirs there, ours here`` for every field in which two plain configurations differ."""
     lines = []
     for key in sorted({*ours, *theirs}):
         a, b = ours.get(key), theirs.get(key)
@@ -393,8 +393,8 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str 
 
 
 def prepare_jax(config: ConfigDict) -> None:
-    """Settings that must come before JAX touches a device: determinism, speed on a CPU, where compiled programs are
-    kept. What the environment sets already stays.
+    """Applies the settings that must come before JAX touches a device: determinism, speed on a CPU, where compiled
+    programs are kept. Settings of the environment take precedence.
     """
     wanted = {"xla_cpu_experimental_ynn_fusion_type": YNN}
     if config.deterministic:
@@ -411,17 +411,17 @@ def prepare_jax(config: ConfigDict) -> None:
 
 
 def fail(message: str, code: int) -> int:
-    """One line on the error stream; returns the exit code."""
+    """Prints an error as one line to stderr; returns the exit code."""
     print(f"error: {message}", file=sys.stderr)
     return code
 
 
 class NotFinite(Exception):
-    """A loss or gradient is not finite; names the metric and the step."""
+    """A metric or a number of the state is not finite; the message says which, and at what step."""
 
 
 def guarded(function: Callable[..., None], *arguments: Any) -> int:
-    """Runs a door's work: what a user can cause ends in one line and an exit code, not in a traceback."""
+    """Runs a command; an error that a user can cause ends in one line and an exit code, not in a traceback."""
     try:
         with sigterm_raises():
             function(*arguments)
@@ -433,7 +433,7 @@ def guarded(function: Callable[..., None], *arguments: Any) -> int:
         fail(f"{error}{full}", code)
         parallel.leave_if_alone(error, code)
         return code
-    except Exception as error:  # not what a user can cause: with its traceback
+    except Exception as error:  # nothing that a user can cause: show the traceback
         parallel.leave_if_alone(error, 1, trace=True)
         raise
     return 0

@@ -1,7 +1,7 @@
-"""Trains, evaluates, reports: ``python -m lagrangian_jax.main --config=configs/cifar10.py --workdir=runs/cifar10``.
+"""Trains, evaluates and reports: ``python -m lagrangian_jax.main --config=configs/cifar10.py --workdir=runs/cifar10``.
 
-Goes on where a work directory stopped. Exit codes: 0 done; 1 stopped, and the message says why; 2 wrong usage; 75 asked
-to stop and the state is saved: run the same command again.
+Resumes the run in the work directory, if there is one. Exit codes: 0, done; 1, failed, and the message says why; 2,
+wrong usage; 75, asked to stop, and the state is saved: run the same command again; 130, ended at once by Ctrl-C.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from lagrangian_jax import config as configuration
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m lagrangian_jax.main", description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=configuration.path, help="for everything; runs/<configuration> by default")
+    parser.add_argument("--workdir", type=configuration.path, help="for all output; runs/<configuration> by default")
     try:
         arguments, config = configuration.parse(argv, parser)
         configuration.prepare_jax(config)
@@ -36,13 +36,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     from lagrangian_jax.workdir import open_workdir
 
     with configuration.usage():
-        evaluation.suites.get(config.evaluation.suite)  # an unknown name is told now, not after training
+        evaluation.suites.get(config.evaluation.suite)  # reports an unknown name now, not after training
     parallel.start()
     dataset = data.load(config.data)
     with configuration.usage():
-        check(config, dataset)  # what cannot be run claims no work directory
+        check(config, dataset)  # a configuration that cannot run claims no work directory
         check_evaluation(config, dataset)
-        if config.init_from and not (workdir / "checkpoints").exists():  # a run that goes on has its own
+        if config.init_from and not (workdir / "checkpoints").exists():  # a resumed run has its own
             initial_variables(config, len(dataset.classes))
     with open_workdir(workdir, config):
         trained = train_and_keep(config, workdir, dataset)
@@ -50,7 +50,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def train_and_keep(config: ConfigDict, workdir: pathlib.Path, dataset: Any) -> Any:
-    """`lagrangian_jax.train.train`, whose outcome is kept as ``weights.safetensors`` and ``training.json``."""
+    """Calls `lagrangian_jax.train.train` and writes its outcome to ``weights.safetensors`` and ``training.json``."""
     import jax
 
     from lagrangian_jax import interop, report
@@ -62,7 +62,7 @@ def train_and_keep(config: ConfigDict, workdir: pathlib.Path, dataset: Any) -> A
         trained = train(config, workdir, dataset)
     except configuration.NotFinite:
         if jax.process_index() == 0:
-            report.write(workdir)  # says so, and shows the way there
+            report.write(workdir)  # shows the failure and the metrics that led to it
         raise
     if jax.process_index() == 0:
         write_whole(workdir / "training.json", json.dumps(trained.summary, indent=2) + "\n")

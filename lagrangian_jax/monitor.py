@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: a progress bar, ``metrics.jsonl``, TensorBoard files (without TensorFlow)."""
+"""What a run reports while it trains: a progress bar, ``metrics.jsonl``, TensorBoard files (without TensorFlow)."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from lagrangian_jax.config import NotFinite
 
 
 class Monitor:
-    """Writes the metrics of a run; on resuming, those past the restored step are taken back first."""
+    """Writes the metrics of a run; on resuming, those after the restored step are removed first."""
 
     def __init__(self, workdir: pathlib.Path, steps: int, start: int, steps_per_epoch: int, active: bool = True):
         self._active = active
@@ -27,10 +27,10 @@ class Monitor:
         if path.exists():
             _truncate(path, start)
         self._lines = path.open("a", buffering=1)
-        # Not its SummaryWriter: when the disk is full, its thread dies and the run waits for it for ever.
+        # Not tensorboardX's SummaryWriter: on a full disk its thread dies, and the run waits for it for ever.
         (workdir / "tensorboard").mkdir(exist_ok=True)
         self._board = EventsWriter(str(workdir / "tensorboard" / "events"), f".{os.getpid()}")
-        if start:  # what an earlier process wrote of later steps is void
+        if start:  # voids what an earlier process wrote about later steps
             restarted = SessionLog(status=SessionLog.START)
             self._board.write_event(Event(wall_time=time.time(), step=start + 1, session_log=restarted))
         self._bar = tqdm(total=steps, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=1.0)
@@ -63,7 +63,7 @@ class Monitor:
             self._bar.write(message, file=sys.stderr)
 
     def sync(self) -> None:
-        """Brings the lines to the disk, before a checkpoint that comes after them is there."""
+        """Brings the lines to disk, so that they are there before the checkpoint that follows them."""
         if self._active:
             os.fsync(self._lines.fileno())
 
@@ -77,7 +77,7 @@ class Monitor:
             self._write("failure", self._bar.n, {"message": str(error)})
         self._bar.close()
         for file in (self._board, self._lines):
-            with contextlib.suppress(OSError):  # all is written already; on a full disk closing fails again
+            with contextlib.suppress(OSError):  # everything is written; on a full disk, closing fails again
                 file.close()
 
     def _write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ class Monitor:
 
 
 def _truncate(path: pathlib.Path, step: int) -> None:
-    """Leaves the lines up to ``step``: those after it are of steps that will be taken again."""
+    """Keeps the lines up to ``step``; the steps after it will be taken again."""
     kept = []
     for line in path.read_text().splitlines():
         try:

@@ -1,13 +1,13 @@
-"""Packs a training run into a few files that fit anywhere, and unpacks it elsewhere, where it goes on.
+"""Packs a training run into a few small files, and unpacks it elsewhere, where it resumes.
 
     python -m lagrangian_jax.pack runs/cifar10 packed/cifar10
     python -m lagrangian_jax.pack packed/cifar10 runs/cifar10 --unpack
 
-Packed are the last checkpoint and what the best one is evaluated with, the configuration and the metrics so far, in
-safetensors files of less than 16 MB and ``manifest.json`` with their checksums. Parameters, statistics, averages and
-the method's memory are kept to the bit; the optimizer's momentum is rounded to bfloat16 (to 8 significant bits, an
-error of at most 2^-9 of each value), which makes it half as large. The work directory is not changed. Rows of attacks
-and reports are left behind: they can be made again.
+A packed run holds the last checkpoint, what evaluating the best one needs, the configuration, the record of its images
+and the metrics so far, in safetensors files of less than 16 MB each, and a ``manifest.json`` with their checksums.
+Parameters, statistics, averages and the method's memory are kept to the bit; the optimizer's momentum is rounded to
+bfloat16 (to 8 significant bits, an error of at most 2^-9 of each value), which halves its size. The work directory is
+not changed. Rows of attacks and reports are left out, since they can be made again.
 """
 
 import argparse
@@ -28,28 +28,28 @@ from lagrangian_jax import config as configuration
 
 VERSION = 1
 MANIFEST = "manifest.json"
-PART_BYTES = 15 * 2**20  # of tensors in a file; below 16 MB with its header
+PART_BYTES = 15 * 2**20  # of tensors per file, which stays below 16 MB with its header
 TEXTS = ("config.json", "data.json", "metrics.jsonl")
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m lagrangian_jax.pack", description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=pathlib.Path, help="a work directory; with --unpack a folder of packed files")
-    parser.add_argument("target", type=pathlib.Path, help="a folder that is not there yet")
-    parser.add_argument("--unpack", action="store_true", help="unpacks source into target, a work directory")
+    parser.add_argument("source", type=pathlib.Path, help="a work directory; with --unpack, a folder of packed files")
+    parser.add_argument("target", type=pathlib.Path, help="a folder that does not exist yet")
+    parser.add_argument("--unpack", action="store_true", help="unpack source into target, a work directory")
     arguments = parser.parse_args(argv)
     return configuration.guarded(unpack if arguments.unpack else pack, arguments.source, arguments.target)
 
 
 def pack(workdir: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes the files.
+    """Packs a work directory into a folder.
 
     Args:
-      workdir: of a run that has a checkpoint and is not training now.
-      folder: must not exist or be empty.
+      workdir: work directory of a run that has a checkpoint and is not training now.
+      folder: must be empty, or not exist.
 
     Raises:
-      ValueError: no run, no whole checkpoint, in use, or something is in the folder's place.
+      ValueError: there is no run or no whole checkpoint, the work directory is in use, or the folder is not empty.
     """
     from lagrangian_jax.workdir import open_workdir
 
@@ -61,8 +61,8 @@ def pack(workdir: pathlib.Path, folder: pathlib.Path) -> None:
         step, tree, position = _checkpoint(workdir / "checkpoints" / "last", None)
         states = {"last": {"step": step, "position": position, "state": _rounded(tree)}}
         if position["best"] is not None:
-            at, tree, its = _checkpoint(workdir / "checkpoints" / "best", position["best"]["step"])
-            states["best"] = {"step": at, "position": its, "state": _evaluated(tree)}
+            at, tree, best_position = _checkpoint(workdir / "checkpoints" / "best", position["best"]["step"])
+            states["best"] = {"step": at, "position": best_position, "state": _evaluated(tree)}
         texts = {name: (workdir / name).read_bytes() for name in TEXTS if (workdir / name).is_file()}
     with _whole(folder) as making:
         writer = _Writer(making)
@@ -78,14 +78,14 @@ def pack(workdir: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def unpack(folder: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Makes a work directory of packed files, in which the same command goes on that made the packed run.
+    """Unpacks a run into a work directory, in which the command that started it resumes it.
 
     Args:
       folder: from `pack`.
-      workdir: must not exist or be empty.
+      workdir: must be empty, or not exist.
 
     Raises:
-      ValueError: a file is missing, cut short or changed; says which.
+      ValueError: a file is missing, cut short or changed (the message says which), or the work directory is not empty.
     """
     from lagrangian_jax.checkpoint import Checkpoints
 
@@ -120,7 +120,7 @@ def _rounded(tree: Any) -> Any:
 
 
 def _evaluated(tree: Any) -> Any:
-    """The best state with zeros, which pack to nothing, in place of what only training needs."""
+    """The best state, with zeros, which pack to nothing, in place of what only training needs."""
     unused = ["opt_state", "memory", *(["params", "batch_stats"] if tree["average"] else [])]
     return {**tree, **{name: _map(np.zeros_like, tree[name]) for name in unused}}
 
@@ -138,7 +138,7 @@ def _map(function: Any, tree: Any) -> Any:
 
 
 class _Writer:
-    """Fills files with tensors, cut where a file is full; a tree becomes JSON that says where they are."""
+    """Fills files with tensors, split where a file is full; a tree becomes JSON that says where its tensors are."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._folder, self._pieces, self._size = folder, dict[str, np.ndarray](), 0
@@ -183,7 +183,7 @@ class _Writer:
 
 
 class _Reader:
-    """The tensors of packed files, all of them checked first."""
+    """Reads the tensors of packed files, once all files are checked."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         path = folder / MANIFEST
@@ -197,7 +197,7 @@ class _Reader:
         if not whole:
             raise ValueError(f"{path} is damaged: pack the run again, or copy the file again")
         if self.content["version"] != VERSION:
-            raise ValueError(f"{path}: version {self.content['version']} of the format; this one reads {VERSION}")
+            raise ValueError(f"{path}: its format has version {self.content['version']}; expected {VERSION}")
         self._parts = [self._part(folder / part["file"], part["sha256"]) for part in self.content["parts"]]
 
     def tree(self, described: Any) -> Any:
@@ -216,7 +216,7 @@ class _Reader:
             raise ValueError(f"{path} is missing")
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError(f"{path} is damaged, its checksum is another: copy the file again")
+            raise ValueError(f"{path} is damaged, as its checksum differs: copy the file again")
         return {name: np.frombuffer(found["data"], _DTYPES[found["dtype"]]) for name, found in deserialize(content)}
 
     def _array(self, described: dict[str, Any]) -> np.ndarray:
@@ -245,12 +245,12 @@ def _digest(content: Any) -> str:
 
 def _check_free(folder: pathlib.Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty; give a folder that is not there yet")
+        raise ValueError(f"{folder} is not empty; give a folder that does not exist yet")
 
 
 @contextlib.contextmanager
 def _whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder that takes its name when it is complete; an empty one that is there is filled then."""
+    """A temporary folder that is renamed to ``folder`` once complete, or moved into it if that exists, empty."""
     folder = folder.resolve()  # "." has no name
     making = folder.with_name(f".{folder.name}.making")
     shutil.rmtree(making, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Devices: one mesh axis, ``data``; the state is replicated, batches are split by example. And processes: what they
-tell each other outside of compiled programs.
+"""Devices: one mesh axis, ``data``; the state is replicated, batches are split by example. Processes: what they
+exchange outside compiled programs.
 
-`jax.pmap` is in maintenance mode since JAX 0.8; this is `jax.jit` around `jax.shard_map`, which it is built on now.
+`jax.pmap` has been in maintenance mode since JAX 0.8; this is `jax.jit` around `jax.shard_map`, which underlies it now.
 """
 
 import io
@@ -28,43 +28,43 @@ T = TypeVar("T")
 def start() -> None:
     """Joins the other hosts of a pod or job; does nothing on a single host.
 
-    Recognised are jobs of several processes under SLURM, Open MPI and GKE's TPU node pools; on a Cloud TPU slice set
-    LAGRANGIAN_JAX_DISTRIBUTED=1 (a single TPU host cannot be told from a slice without asking the network), elsewhere
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The scripts in ``launch/`` do.
+    Jobs of several processes are recognised under SLURM, Open MPI and in GKE's TPU node pools. On a Cloud TPU slice,
+    set LAGRANGIAN_JAX_DISTRIBUTED=1 (a single TPU host cannot be told from a slice without asking the network);
+    elsewhere, JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The scripts in ``launch/`` do so.
 
     Raises:
-      ValueError: JAX_NUM_PROCESSES without the others, or JAX_PLATFORMS begins with cuda and there is no GPU.
+      ValueError: JAX_NUM_PROCESSES is set without the other two, or JAX_PLATFORMS begins with cuda and there is no GPU.
     """
     environment = os.environ.get
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM away from `signals`
     if environment("JAX_NUM_PROCESSES"):
         missing = [name for name in ("JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID") if not environment(name)]
         if missing:
-            raise ValueError(f"JAX_NUM_PROCESSES is set, and {' and '.join(missing)} must be, too")
+            raise ValueError(f"JAX_NUM_PROCESSES is set; {' and '.join(missing)} must be set, too")
         jax.distributed.initialize(
             os.environ["JAX_COORDINATOR_ADDRESS"],
             int(os.environ["JAX_NUM_PROCESSES"]),
             int(os.environ["JAX_PROCESS_ID"]),
         )
     elif (
-        # Of the step that srun starts: the number of an allocation's tasks is set in its shells and notebooks, too.
+        # SLURM's count is that of a step of srun; the allocation's is also set in its shells and notebooks.
         any(environment(name, "1") not in ("", "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
         or len(environment("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
         or environment("LAGRANGIAN_JAX_DISTRIBUTED") == "1"
     ):
         jax.distributed.initialize()
     platforms = jax.config.values["jax_platforms"] or ""
-    if platforms.startswith("cuda") and jax.default_backend() == "cpu":  # JAX passes over it without a word
+    if platforms.startswith("cuda") and jax.default_backend() == "cpu":  # JAX falls back silently
         raise ValueError(f"JAX_PLATFORMS={platforms} asks for a GPU, and JAX found none on this machine")
 
 
 def mesh() -> Mesh:
-    """All devices of all processes in one axis."""
+    """All devices of all processes along one axis."""
     return Mesh(np.array(jax.devices()), (AXIS,))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The tree, the same in every process, on every device."""
+    """Copies a tree, which is the same in every process, to every device."""
     sharding = NamedSharding(mesh, P())
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -78,7 +78,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def split(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
-    """Host arrays, this process's share of the batch, as global arrays split along ``axis``."""
+    """Global arrays split along ``axis``, from host arrays that hold this process's share of the batch."""
     sharding = NamedSharding(mesh, P(*[None] * axis, AXIS))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
@@ -92,7 +92,7 @@ def per_device(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) ->
 def agreed(mesh: Mesh) -> Callable[[bool], bool]:
     """``raised(flag)``: whether any process raised its flag at the previous call; all get the same answer.
 
-    One call late, so that no device waits for a host. A single process gets its flag back at once.
+    The answer comes one call late, so that no device waits for a host. A single process gets its flag back at once.
     """
     if jax.process_count() == 1:
         return lambda flag: flag
@@ -107,24 +107,24 @@ def agreed(mesh: Mesh) -> Callable[[bool], bool]:
 
 
 def broadcast(content: bytes) -> bytes:
-    """The first process's bytes, in every process."""
+    """Sends the first process's bytes to every process."""
     if jax.process_count() == 1:
         return content
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
     size = int(broadcast_one_to_all(np.array(len(content), np.uint32)))
-    words = np.zeros(-(-size // 4), np.uint32)  # a sum over processes, in which the others are zero
+    words = np.zeros(-(-size // 4), np.uint32)  # the broadcast is a sum over processes, in which the others are zero
     if jax.process_index() == 0:
         words.view(np.uint8)[:size] = np.frombuffer(content, np.uint8)
     return np.asarray(broadcast_one_to_all(words)).tobytes()[:size] if size else b""
 
 
 def broadcast_arrays(arrays: list[np.ndarray] | None, like: list[Any]) -> list[np.ndarray]:
-    """The first process's arrays, in every process, bit for bit.
+    """Sends the first process's arrays to every process, bit for bit.
 
     Args:
-      arrays: of the first process; anything in the others.
-      like: what has their shapes and types.
+      arrays: those of the first process; ignored in the others, where None will do.
+      like: leaves with their shapes and types.
     """
     content = broadcast(b"".join(array.tobytes() for array in arrays or ()))
     ends = np.cumsum([math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in like])
@@ -136,7 +136,7 @@ def broadcast_arrays(arrays: list[np.ndarray] | None, like: list[Any]) -> list[n
 
 
 def gather(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Every process's arrays, in every process; names are the same in all, shapes need not be."""
+    """Sends every process's arrays to every process; the names must be the same in all, the shapes need not be."""
     if jax.process_count() == 1:
         return [dict(arrays)]
     packed = io.BytesIO()
@@ -149,13 +149,13 @@ def gather(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
 
 
 def together(function: Callable[[], T]) -> T | None:
-    """Calls a function in the first process; an error of it that a user can cause is raised in all of them.
+    """Calls a function in the first process alone; an error in it that a user can cause is raised in every process.
 
     Returns:
-      what the function does; None in the other processes.
+      what the function returns; None in the other processes.
 
     Raises:
-      UsageError, ValueError, OSError: as the function did.
+      UsageError, ValueError, OSError: as raised by the function.
     """
     kinds = {kind.__name__: kind for kind in (UsageError, ValueError, OSError)}
     found: T | None = None
@@ -179,8 +179,9 @@ def known(error: Exception) -> Exception:
 
 
 def leave_if_alone(error: Exception, code: int, trace: bool = False) -> None:
-    """Ends this process at once after an error that is not `known` to the others: at a usual end JAX would wait for
-    them, and they wait for this one in the next exchange; as it is, they see it gone and end, too."""
+    """Ends this process at once after an error that is not `known` to the others: at a normal exit JAX would wait for
+    them, while they wait for this process in the next exchange; this way they notice that it is gone, and end too.
+    """
     if jax.distributed.is_initialized() and _KNOWN not in getattr(error, "__notes__", ()):
         if trace:
             traceback.print_exception(error)

@@ -1,4 +1,4 @@
-"""SIGTERM (preemption) and Ctrl-C: noted, so that a loop can save and leave."""
+"""Notes SIGTERM (preemption) and Ctrl-C, so that a loop can save and leave."""
 
 import contextlib
 import signal
@@ -12,7 +12,7 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """A context that notes SIGTERM and Ctrl-C instead of ending the process; a second Ctrl-C ends it at once.
+    """A context that notes SIGTERM and Ctrl-C instead of ending the process; Ctrl-C after either ends it at once.
 
     >>> with Signals() as signals:
     ...     before, _ = signals.received(), signal.raise_signal(signal.SIGTERM)
@@ -22,7 +22,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         self._number = 0
-        numbers = (signal.SIGTERM, signal.SIGINT) if _ours() else ()
+        numbers = (signal.SIGTERM, signal.SIGINT) if _in_main_thread() else ()
         self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
@@ -31,7 +31,7 @@ class Signals:
             signal.signal(number, handler or signal.SIG_DFL)
 
     def received(self) -> bool:
-        """Whether one has come."""
+        """Whether a signal has come."""
         return self._number != 0
 
     def _note(self, number: int, frame: Any) -> None:
@@ -43,11 +43,11 @@ class Signals:
 @contextlib.contextmanager
 def sigterm_raises() -> Iterator[None]:
     """A context in which SIGTERM raises `Interrupted`, except where `Signals` notes it."""
-    before = signal.signal(signal.SIGTERM, _leave) if _ours() else None
+    before = signal.signal(signal.SIGTERM, _leave) if _in_main_thread() else None
     try:
         yield
     finally:
-        if _ours():
+        if _in_main_thread():
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
@@ -55,6 +55,6 @@ def _leave(number: int, frame: Any) -> None:
     raise Interrupted("stopped by SIGTERM; the same command goes on from there")
 
 
-def _ours() -> bool:
-    """Only the main thread may take signals; a run in another one (of a notebook, say) does without."""
+def _in_main_thread() -> bool:
+    """Only the main thread may handle signals; a run in another thread (of a notebook, say) does without."""
     return threading.current_thread() is threading.main_thread()

@@ -16,12 +16,12 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: steps taken, int32.
-      key: key of the run; randomness is it folded with the step and the example's index.
+      key: random key of the run, which is folded with the step and the example's index wherever randomness is needed.
       params: parameters, float32.
       batch_stats: running statistics of batch normalisation.
-      opt_state: the optimizer's.
+      opt_state: state of the optimizer.
       average: exponential moving average of ``params`` and ``batch_stats``, or ``()`` where none is kept.
-      memory: the method's memory, a row a training example, or ``()``.
+      memory: the method's memory, a row for each training example, or ``()``.
     """
 
     step: Array
@@ -38,7 +38,7 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": params, "batch_stats": batch_stats}
 
     def begun_from(self, variables: Any) -> "TrainState":
-        """The state with other variables, those that ``variables`` lacks as they are; averages begin with them, too."""
+        """The state with ``variables`` in place of its own, as far as they go; averages start from them, too."""
         own = {"params": self.params, "batch_stats": self.batch_stats}
         merged = unflatten_dict(flatten_dict(own, keep_empty_nodes=True) | flatten_dict(variables))
         params, batch_stats = merged["params"], merged["batch_stats"]
@@ -56,7 +56,7 @@ def initial_state(
 ) -> TrainState:
     """The state before the first step."""
 
-    @jax.jit  # one program that later starts find compiled; one by one, its hundred operations take seconds
+    @jax.jit  # one program, which later starts find compiled; run singly, its hundred operations take seconds
     def initial(key: Array) -> TrainState:
         variables = network.init(jax.random.fold_in(key, 0), jnp.zeros((1, *image_shape)), train=False)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})

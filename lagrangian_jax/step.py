@@ -31,7 +31,7 @@ class Metrics(NamedTuple):
       correct: crafted images classified correctly, in the pass that is differentiated.
       perturbation_l2: l2 norms of the perturbations.
       saturated: examples whose margin on the crafted image is 1 or more.
-      gradient_l2: the norm of the gradient by all parameters, once an example.
+      gradient_l2: the norm of the gradient with respect to all parameters, counted once for each example.
       examples: how many.
     """
 
@@ -58,7 +58,7 @@ def training_step(
       network: the network.
       method: the training method.
       optimizer: applied to the gradient of the mean loss over the global batch.
-      augmentation: parameters of `data.augmentation.augment`, or None for images that come augmented.
+      augmentation: parameters of `data.augmentation.augment`, or None for images that are augmented already.
       steps_per_epoch: for methods that change with the epoch.
       average: decay of the moving average of parameters and statistics; 0 keeps none.
       regularisation: what is added to the method's loss.
@@ -70,8 +70,8 @@ def training_step(
         images = unit_interval(images) if augmentation is None else augment(fold_in(keys, 0), images, **augmentation)
         batch = Batch(images, labels, index, smoothing)
 
-        # Craft. Batch statistics, where the method's attack uses them, are those of this device's examples: its loop
-        # has no collective in it. Their running averages are brought together once, after it.
+        # Craft. If the attack uses batch statistics, they are those of this device's examples, so that its loop needs
+        # no collective. The running averages are averaged over the devices once, after the attack.
         rows = jax.tree.map(lambda memory: memory[index], state.memory)
         whole, part = jnp.divmod(state.step, steps_per_epoch)
         crafted = method.craft(
@@ -79,12 +79,12 @@ def training_step(
             Network(network, state.params, state.batch_stats),
             batch,
             rows,
-            whole + part / steps_per_epoch,  # one quotient may be rounded to below the epoch that begins
+            whole + part / steps_per_epoch,  # a single quotient may round to just below an epoch that begins
         )
         crafted = lax.stop_gradient(crafted)
         batch_stats = lax.pmean(crafted.batch_stats, AXIS)
 
-        # Differentiate the mean loss of the global batch, at the weights or near them.
+        # Differentiate the mean loss of the global batch, at the weights or at perturbed ones.
         total = labels.shape[0] * lax.axis_size(AXIS)
 
         def objective(params):
@@ -114,8 +114,8 @@ def training_step(
             )
         memory = state.memory
         if jax.tree.leaves(memory):
-            where, what = lax.all_gather((index, crafted.memory), AXIS, tiled=True)
-            memory = jax.tree.map(lambda old, new: old.at[where].set(new), memory, what)
+            indices, updated = lax.all_gather((index, crafted.memory), AXIS, tiled=True)
+            memory = jax.tree.map(lambda old, new: old.at[indices].set(new), memory, updated)
 
         margins = losses.margin(outcome.logits, labels)
         sums = Metrics(
@@ -153,7 +153,7 @@ def resident_steps(step: Callable, mesh: Mesh) -> Callable[..., tuple[TrainState
         def one(state, rows):
             return step(state, images[rows], labels[rows], rows)
 
-        if index.shape[0] == 1:  # no loop: inside one, XLA's CPU compiler leaves weight gradients slow
+        if index.shape[0] == 1:  # no loop: XLA's CPU compiler makes the weight gradients slow in one
             return one(state, index[0])
         return lax.scan(one, state, index)
 
@@ -166,7 +166,7 @@ def streaming_step(step: Callable, mesh: Mesh, examples: int) -> Callable[..., t
     Args:
       step: from `training_step`.
       mesh: the devices.
-      examples: of the training set, to whose rows ``index`` refers.
+      examples: size of the training set, to whose rows ``index`` refers.
 
     Returns:
       ``run(state, images, labels, index) -> (state, metrics)``: images, labels and ``index`` are split by example. The
@@ -181,7 +181,7 @@ def streaming_step(step: Callable, mesh: Mesh, examples: int) -> Callable[..., t
 
 
 def _check_memory(state: TrainState, examples: int) -> None:
-    """While the step is traced: in the program an index beyond the memory's end would be clamped or lost."""
+    """Checks during tracing: in the compiled program, an index beyond the memory's end would be clamped or dropped."""
     for rows in jax.tree.leaves(state.memory):
         if len(rows) != examples:
             raise ValueError(f"memory: expected a row for each of the {examples} training images; got {len(rows)}")

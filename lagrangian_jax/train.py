@@ -46,7 +46,8 @@ class Trained(NamedTuple):
 
     Attributes:
       variables: ``{"params": ..., "batch_stats": ...}`` of the checkpoint that the configuration selects.
-      summary: steps, epochs, seconds, and which checkpoint was selected by what.
+      summary: method, epochs, steps and seconds; the selected checkpoint, with its validation accuracies if it is the
+        best one.
     """
 
     variables: Any
@@ -54,7 +55,7 @@ class Trained(NamedTuple):
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> Trained:
-    """Trains as ``config`` says, or goes on where ``workdir`` stopped.
+    """Trains as ``config`` says, or resumes the run in ``workdir``.
 
     Args:
       config: see `lagrangian_jax.config.default`.
@@ -66,10 +67,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
 
     Raises:
       Interrupted: on SIGTERM or Ctrl-C, once the state is saved.
-      NotFinite: a loss or gradient is not finite; the last checkpoint is from before.
-      ValueError: a configuration that cannot be run, other images than the run began with, checkpoints of
-        another method or state, or none that is whole.
-      OSError: something cannot be written; what is there is from before.
+      NotFinite: a metric or a number of the state is not finite; the last checkpoint is from before that.
+      ValueError: the configuration cannot be run, the images are not those that the run began with, or its checkpoints
+        are of another method or state, or all damaged.
+      OSError: something cannot be written; what was written before is intact.
     """
     # ---- What is trained, on what, how -----------------------------------------------------
     check(config, dataset)
@@ -107,12 +108,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
         method.memory(examples),
         average=config.train.average > 0,
     )
-    # What the method cannot do with this network or these images shows in tracing: now, not after the clean epochs.
+    # Tracing shows what the method cannot do with this network or these images: fail now, not after the clean epochs.
     rows, index_shape = (examples, (1, batch_size)) if resident else (batch_size, (batch_size,))
     shapes = ((rows, size, size, 3), jnp.uint8), ((rows,), jnp.int32), (index_shape, jnp.int32)
     jax.eval_shape(adversarial, state, *(jax.ShapeDtypeStruct(*shape) for shape in shapes))
     same_data(workdir, dataset)
-    # Two of each: the newest may be damaged, and `last` may still refer to the `best` before.
+    # Two of each: the newest may be damaged, and `last` may still refer to the previous `best`.
     last, best = (Checkpoints(workdir / "checkpoints" / name, 2, config.method.name) for name in ("last", "best"))
     position: dict[str, Any] = {"seconds": 0.0, "best": None, "window": None}
     restored = last.restore(state, mesh)
@@ -122,7 +123,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     elif config.init_from:
         given = initial_variables(config, len(dataset.classes))
         anew = len(jax.tree.leaves(given)) < len(jax.tree.leaves(state.variables()))
-        messages = [f"training begins from {config.init_from}{', its last layer anew' if anew else ''}"]
+        messages = [f"training begins from {config.init_from}{', with a new last layer' if anew else ''}"]
         state = state.begun_from(given)
     state = parallel.replicate(state, mesh)
     step = int(state.step)
@@ -159,7 +160,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
             stack.callback(batches.close)
         signals, agreed = stack.enter_context(Signals()), parallel.agreed(mesh)
         while step < total_steps and not stop:
-            # As many steps as the next line of metrics, checkpoint or epoch allows, in one call.
+            # In one call, as many steps as there are before the next line of metrics, checkpoint or end of an epoch.
             place = step % steps_per_epoch
             ahead = [steps_per_epoch - place, *(n - place % n for n in (config.train.log_steps, every_checkpoint))]
             count = min(limit, *ahead)
@@ -187,7 +188,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
             if saves:
                 window.check()
                 window.stop_clock()
-                if not all_finite(state):  # nothing is saved that is no good state to go on from
+                if not all_finite(state):  # save no state that training could not resume from
                     problem = f"parameters, statistics or momenta are not finite after step {step}"
                     raise parallel.known(NotFinite(problem))
                 position |= {"seconds": time.perf_counter() - started, "window": window.state()}
@@ -200,14 +201,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
                 if better:
                     position["best"] = {"step": step, "epoch": step / steps_per_epoch, **accuracies}
                     best.save(state, position)
-                    best.wait()  # whole, before `last` refers to it
+                    best.wait()  # must be complete before `last` refers to it
                 monitor.validation(step, {**accuracies, "best": better})
             if saves:
                 monitor.sync()
                 last.save(state, position)
                 window.start_clock()
         last.wait()
-        # Asked of all once more: a signal may have come in the last step, or since.
+        # Ask all processes once more: a signal may have come during the last step, or since.
         stop = any(part["stop"] for part in parallel.gather({"stop": np.array(signals.received())}))
     if stop:
         reached = f"stopped at step {step} of {total_steps}; the same command goes on from there"
@@ -219,11 +220,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
         at = position["best"]["step"]
         found = best.restore(state, mesh, at)
         if found is None:
-            raise ValueError(f"{workdir / 'checkpoints' / 'best'} holds no checkpoint of step {at} any more")
-        state, its, messages = found
+            raise ValueError(f"{workdir / 'checkpoints' / 'best'} no longer holds a checkpoint of step {at}")
+        state, best_position, messages = found
         for message in messages:
             monitor.say(message)
-        selected = {"checkpoint": "best", **its["best"]}
+        selected = {"checkpoint": "best", **best_position["best"]}
     last.close()
     best.close()
     summary = {
@@ -237,7 +238,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
 
 
 def batch_indices(seed: int, step: int, count: int, per_epoch: int, examples: int, batch_size: int) -> np.ndarray:
-    """The training examples of ``count`` steps of one epoch, (count, batch_size): a permutation of its own an epoch."""
+    """Training examples of ``count`` steps of one epoch, (count, batch_size); each epoch has its own permutation."""
     epoch, first = divmod(step, per_epoch)
     order = epoch_order(seed, epoch, examples)
     return order[(np.arange(count)[:, None] + first) * batch_size + np.arange(batch_size)]
@@ -249,7 +250,7 @@ def _own_share(array: np.ndarray, axis: int) -> np.ndarray:
 
 
 def read_shares(source: data.Split | data.Source, image_size: int, workers: int) -> data.Split:
-    """`data.resident` in every process; each reads and decodes its share of the images, and they exchange them."""
+    """`data.resident` in every process; each reads and decodes its share of the images, then they exchange shares."""
     if isinstance(source, data.Split) or jax.process_count() == 1:
         return data.resident(source, image_size=image_size, workers=workers)
     mine = np.array_split(np.arange(len(source)), jax.process_count())[jax.process_index()]
@@ -259,7 +260,7 @@ def read_shares(source: data.Split | data.Source, image_size: int, workers: int)
 
 
 def build_counter(network: nn.Module, mesh: Mesh) -> Callable[..., Array]:
-    """``count(params, batch_stats, images uint8, labels)``: clean images classified correctly, over all devices."""
+    """``count(params, batch_stats, images uint8, labels)``: clean images classified correctly, summed over devices."""
 
     def count(params, batch_stats, images, labels):
         logits, _ = bind(network, params, "eval")(unit_interval(images), batch_stats)
@@ -294,7 +295,7 @@ def build_validation(
         correct = np.zeros(2, np.int64)
         for start in range(0, total, size):
             index = np.arange(start, start + size)
-            rows = np.minimum(index, total - 1)  # the last batch is padded, and the padding not counted
+            rows = np.minimum(index, total - 1)  # the last batch is padded; the padding is not counted
             batch = (split.images[rows], split.labels[rows], index, index < total)
             batch = parallel.split(jax.tree.map(lambda x: _own_share(x, 0), batch), mesh)
             correct += np.asarray(counted(state.variables(), jax.random.key(config.seed), *batch))
@@ -305,7 +306,7 @@ def build_validation(
 
 @jax.jit
 def all_finite(tree: Any) -> Array:
-    """Whether every number in a tree is."""
+    """Whether every number in a tree is finite."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
 
@@ -332,11 +333,11 @@ class Window:
             self._take(*self._pending.pop(0))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that the line after it covers the steps before it too."""
+        """What a checkpoint keeps, so that the first line after it also covers the steps before it."""
         return {"sums": self._sums._asdict(), "seconds": self._seconds}
 
     def stop_clock(self) -> None:
-        """Leaves validation and checkpoints out of the images a second, until `start_clock`."""
+        """Pauses until `start_clock`: images per second exclude validation and checkpoints."""
         self._seconds += time.perf_counter() - self._since
 
     def start_clock(self) -> None:

@@ -22,8 +22,9 @@ from lagrangian_jax.names import UsageError
 
 log = logging.getLogger(__name__)
 
-# Where data is, how fast it is read and how often a line of metrics is written may change between two sittings of the
-# same run; results do not depend on it, beyond float rounding where more than one step is compiled into a program.
+# Fields that may change when a run is resumed: where data and weights are, how images are read and batched for attacks,
+# how often metrics are written. Results do not depend on them beyond float rounding, which differs with the number of
+# steps that are compiled into a program.
 FREE = (
     ("data", "dir"),
     ("data", "workers"),
@@ -35,14 +36,14 @@ FREE = (
 
 @contextlib.contextmanager
 def open_workdir(workdir: pathlib.Path, config: ConfigDict) -> Iterator[None]:
-    """Makes the directory, or checks that it belongs to this configuration, and holds it against other runs.
+    """Makes the directory, or checks that it belongs to this configuration, and locks it against other runs.
 
-    It belongs to that of the first run that left more than its settings in it.
+    It belongs to the configuration of the first run that left more than its settings in it.
 
-    In a job of several processes the first one does, and an error is raised in all of them.
+    In a job of several processes the first one does this, and an error is raised in all of them.
 
     Raises:
-      UsageError: it belongs to another configuration (says what differs; nothing is overwritten).
+      UsageError: it belongs to another configuration (the message says what differs; nothing is overwritten).
       ValueError: it is in use.
       OSError: it cannot be written.
     """
@@ -58,7 +59,7 @@ def _claim(workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack
     except OSError as error:
         raise OSError(f"cannot write to the work directory {workdir}: {error.strerror}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however that happens
     except BlockingIOError as error:
         raise ValueError(f"the work directory {workdir} is in use by another process") from error
     except OSError as error:
@@ -71,7 +72,7 @@ def _claim(workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack
         return
     different = differences(fixed(plain(config)), fixed(_with_younger_parameters(_read(path))))
     if different and {entry.name for entry in workdir.iterdir()} == {".lock", "config.json"}:
-        write_whole(path, json.dumps(plain(config), indent=2) + "\n")  # what it was made with never began
+        write_whole(path, json.dumps(plain(config), indent=2) + "\n")  # the run that made it never began
     elif different:
         raise UsageError(
             f"{workdir} belongs to another configuration: {'; '.join(different)}. "
@@ -80,7 +81,7 @@ def _claim(workdir: pathlib.Path, config: ConfigDict, held: contextlib.ExitStack
 
 
 def _without_training(workdir: pathlib.Path, different: list[str]) -> str:
-    """The command that attacks a trained network with other settings, where nothing else differs."""
+    """The command that attacks a trained network with other settings, if nothing else differs."""
     attacks_alone = all(line.startswith("evaluation.") and "evaluation.checkpoint:" not in line for line in different)
     if not attacks_alone or not (workdir / "weights.safetensors").is_file():
         return ""
@@ -91,13 +92,13 @@ def _without_training(workdir: pathlib.Path, different: list[str]) -> str:
 
 
 def made_with(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The plain configuration that a work directory belongs to; None of anything else."""
+    """The plain configuration that a work directory belongs to; None for any other path."""
     path = workdir / "config.json"
     return _read(path) if path.is_file() else None
 
 
 def weights_file(path: pathlib.Path, option: str) -> pathlib.Path:
-    """The weights that an option names, those of a work directory in it; raises ValueError where there are none."""
+    """The weights file that an option names, directly or by its work directory; raises ValueError if there is none."""
     run = (path / "config.json").is_file()
     path = path / "weights.safetensors" if run else path
     if not path.exists():
@@ -107,9 +108,9 @@ def weights_file(path: pathlib.Path, option: str) -> pathlib.Path:
 
 
 def same_network(path: pathlib.Path, option: str, config: ConfigDict) -> None:
-    """Raises ValueError where an option names the work directory of a run that trained another network.
+    """Raises ValueError if an option names the work directory of a run that trained another network.
 
-    Of a training run it is known: weights alone would not tell its normalisation or activation.
+    A training run notes its network; weights alone would not tell its normalisation or activation.
     """
     trained_with = made_with(path)
     if trained_with and "network" in trained_with:
@@ -123,7 +124,7 @@ def same_network(path: pathlib.Path, option: str, config: ConfigDict) -> None:
 
 
 def other_images(path: pathlib.Path, config: ConfigDict, dataset: Dataset) -> list[str]:
-    """What a reader must know where weights are of the work directory of a run that held out other test images."""
+    """What a reader of results must know if the weights are from a run that held out other test images."""
     here, there = config.data.name, ((made_with(path) or {}).get("data") or {}).get("name")
     if there not in (None, here):
         return [f"the network was trained on {there!r}, and these are the test images of {here!r}"]
@@ -137,7 +138,7 @@ def other_images(path: pathlib.Path, config: ConfigDict, dataset: Dataset) -> li
 
 
 def summary_of_training(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """Of the training run whose work directory this is, from where its door or its evaluation has put it; else None."""
+    """The summary of a training run, from ``training.json`` or ``results.json`` in its work directory; else None."""
     if (workdir / "training.json").is_file():
         return _read(workdir / "training.json")
     results = workdir / "results.json"
@@ -145,7 +146,8 @@ def summary_of_training(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def same_data(workdir: pathlib.Path, dataset: Dataset) -> None:
-    """Notes which images a run is of, or checks that they still are these: an order, a memory and rows depend on it.
+    """Notes which images a run uses, or checks that they are the same. The order of examples, a method's memory and the
+    rows of attacks depend on them.
 
     Raises:
       ValueError: a split has other images than when the run began.
@@ -168,7 +170,7 @@ def same_data(workdir: pathlib.Path, dataset: Dataset) -> None:
 
 
 def _differing(there: dict[str, dict[str, Any]], here: dict[str, dict[str, Any]]) -> list[str]:
-    """What differs between notes of which images splits have; of those that older versions made, what they tell."""
+    """What differs between two notes of the images in each split, in the fields that ``there``, perhaps older, has."""
     known = {name: {key: here[name][key] for key in here[name].keys() & there[name].keys()} for name in there}
     return differences(known, there)
 
@@ -176,7 +178,7 @@ def _differing(there: dict[str, dict[str, Any]], here: dict[str, dict[str, Any]]
 def _identity(split: Split | Source) -> dict[str, Any]:
     places = np.asarray(split.labels, np.int64).tobytes() + np.asarray(split.indices, np.int64).tobytes()
     found = {"images": len(split.labels), "digest": _digest(places)}
-    files = getattr(split, "files", None)  # of a folder, whose images are numbered however they are called
+    files = getattr(split, "files", None)  # of a folder, whose images are numbered whatever their names
     if files is not None:
         names = "\0".join(f"{file.parent.name}/{file.name}" for file in files)
         found["files"] = _digest(names.encode(errors="surrogateescape"))
@@ -188,7 +190,7 @@ def _digest(content: bytes) -> str:
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that its name holds the old content or the new, never a part of it."""
+    """Writes a file atomically: its name holds the old content or the new, never a part of it."""
     temporary = path.with_name(f".{path.name}.writing")
     with temporary.open("w") as file:
         file.write(text)
@@ -205,14 +207,14 @@ def _read(path: pathlib.Path) -> Any:
 
 
 def _with_younger_parameters(config: dict) -> dict:
-    """At their defaults: what was added since, to a method above all, is off, and what was begun may go on."""
+    """Adds fields younger than a configuration, at their defaults, which are off, so that its run may resume."""
     method = config.get("method", {})
     younger = methods.parameters(method["name"]) if method.get("name") in methods.METHODS else {}
     return {"init_from": "", **config, "method": {**younger, **method}}
 
 
 def fixed(config: dict) -> dict:
-    """A plain configuration without the fields that results do not depend on: where data is, and the like."""
+    """A plain configuration without the fields that results do not depend on (`FREE`)."""
     return {
         group: {k: v for k, v in fields.items() if (group, k) not in FREE} if isinstance(fields, dict) else fields
         for group, fields in config.items()

@@ -11,7 +11,7 @@ from lagrangian_jax.state import TrainState
 
 
 def _saved(folder, memory, method=None):
-    """A checkpoint of a small state with a memory."""
+    """Saves a checkpoint of a small state with a memory."""
     checkpoints = Checkpoints(folder, 2, method)
     checkpoints.save(_state(memory), {"seconds": 1.0})
     checkpoints.close()
@@ -72,7 +72,7 @@ def test_a_checkpoint_of_another_state_is_refused(tmp_path, memory, message):
     """A memory of another length, say, would lose rows or take those of others."""
     before = _saved(tmp_path, jnp.arange(24.0))
     checkpoints = Checkpoints(tmp_path, 2)
-    with pytest.raises(ValueError, match=rf"/3 is a checkpoint of another state: .*{message} Take it away") as raised:
+    with pytest.raises(ValueError, match=rf"/3 is a checkpoint of another state: .*{message} Remove it") as raised:
         checkpoints.restore(_state(memory), parallel.mesh())
     assert "\n" not in str(raised.value)
     checkpoints.close()
@@ -83,14 +83,14 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
     """IAAT's budgets have the shape of MMA's distances."""
     before = _saved(tmp_path, jnp.arange(24.0), "iaat")
     checkpoints = Checkpoints(tmp_path, 2, "mma")
-    with pytest.raises(ValueError, match=r"/3 is a checkpoint of the method 'iaat', not of 'mma'\. Take it away"):
+    with pytest.raises(ValueError, match=r"/3 is a checkpoint of the method 'iaat', not of 'mma'\. Remove it"):
         checkpoints.restore(_state(jnp.zeros(24)), parallel.mesh())
     checkpoints.close()
     assert _contents(tmp_path) == before
 
 
 def test_a_checkpoint_that_does_not_tell_its_method_is_restored(tmp_path):
-    """As they were written at first; what is saved after it tells."""
+    """Early versions wrote such checkpoints; the next one saved does name its method."""
     _saved(tmp_path, jnp.arange(24.0))
     checkpoints = Checkpoints(tmp_path, 2, "mma")
     state, position, _ = checkpoints.restore(_state(jnp.zeros(24)), parallel.mesh())

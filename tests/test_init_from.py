@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
 
 
 def _assert_same(one, other):
-    """But for the rounding of an average of equal numbers."""
+    """The same, except for the rounding of an average of equal numbers."""
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=3e-7), one, other)
 
 
@@ -79,7 +79,7 @@ def test_the_last_layer_begins_anew_for_other_classes(trained, tmp_path, capfd):
     splits = {name: getattr(digits, name) for name in ("train", "validation", "test")}
     few = {name: split.take(np.flatnonzero(split.labels < 3)) for name, split in splits.items()}
     ended = train(config, tmp_path, data.Dataset("digits", digits.classes[:3], **few, remark=""))
-    assert f"training begins from {trained}, its last layer anew" in capfd.readouterr().err
+    assert f"training begins from {trained}, with a new last layer" in capfd.readouterr().err
     params = ended.variables["params"]
     assert params["linear"]["kernel"].shape == (4, 3)
     _assert_same({**params, "linear": None}, {**of_trained["params"], "linear": None})

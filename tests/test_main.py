@@ -39,7 +39,7 @@ def test_whole_program(tmp_path, capfd):
     clean = next(attack for attack in results["attacks"] if attack["name"] == "none")
     assert clean["correct"] == rows["correct"].sum()
     assert clean["total"] == 8
-    # What was spent on it, and how, can be told from the results alone; where the data lay is left out.
+    # The results alone tell how the network was trained; where the data was is left out.
     made_with = json.loads((tmp_path / "run" / "config.json").read_text())
     for section in ("method", "optimizer", "augmentation", "regularisation", "validation"):
         assert results["configuration"][section] == made_with[section]
@@ -56,7 +56,7 @@ def test_whole_program(tmp_path, capfd):
         one, other = np.load(row), np.load(tmp_path / "again" / "evaluation" / row.name)
         for column in ("index", "label", "prediction", "correct", "l2", "linf"):
             np.testing.assert_array_equal(one[column], other[column])
-    # Of a work directory it is known how the weights came about, and of what network they are.
+    # A work directory tells how its weights were trained, and of which network they are.
     other = json.loads((tmp_path / "again" / "results.json").read_text())
     assert [other[key] for key in ("training", "configuration")] == [results["training"], results["configuration"]]
     capfd.readouterr()
@@ -67,7 +67,7 @@ def test_whole_program(tmp_path, capfd):
     before = (tmp_path / "run" / "results.json").read_text()
     assert evaluate.main([*arguments[:-1], f"--weights={tmp_path / 'run'}", f"--workdir={tmp_path / 'run'}"]) == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads(before)
-    weights = f"--weights={tmp_path / 'run' / 'weights.safetensors'}"  # of a file it is not known
+    weights = f"--weights={tmp_path / 'run' / 'weights.safetensors'}"  # a file does not tell this
     assert evaluate.main([*arguments[:-1], weights, f"--workdir={tmp_path / 'file'}"]) == 0
     other = json.loads((tmp_path / "file" / "results.json").read_text())
     assert (other["training"], other["configuration"]) == (None, None)
@@ -256,9 +256,9 @@ def _dataset(**splits):
         (dict(classes=("a",)), "classes of mine: expected two or more; got ['a']"),
         (dict(test=_dataset().test.take(slice(0))), "test images of mine: expected one or more"),
         (dict(test=_dataset().test.take(np.array([0, 0, 1]))), "got 3 with 2 indices"),
-        (dict(validation=_dataset().test.take(slice(0))), "data.validation: 4 images are to be held out, and mine"),
-        (dict(classes=2), "classes of mine: expected their names, as ('cat', 'dog'); got 2"),
-        (dict(classes="ab"), "classes of mine: expected their names, as ('cat', 'dog'); got 'ab'"),
+        (dict(validation=_dataset().test.take(slice(0))), "data.validation: 4 images are to be held out, but mine"),
+        (dict(classes=2), "classes of mine: expected their names, such as ('cat', 'dog'); got 2"),
+        (dict(classes="ab"), "classes of mine: expected their names, such as ('cat', 'dog'); got 'ab'"),
         (
             dict(train=_split(labels=np.zeros(4, np.float32))),
             "train labels of mine: expected whole numbers (N,); got float32 (4,): labels.astype(np.int32)",
@@ -272,7 +272,7 @@ def _dataset(**splits):
         (dict(train=_split(labels=np.array([0, 2, 0, 1]))), "train labels of mine: expected 0 to 1"),
         (
             dict(train=_split(images=np.zeros((4, 8, 8, 3), np.float32))),
-            "got float32 (4, 8, 8, 3): (255 * images).round().astype(np.uint8) of what is in [0, 1]",
+            "got float32 (4, 8, 8, 3); images in [0, 1]: (255 * images).round().astype(np.uint8)",
         ),
         (
             dict(train=_split(images=np.zeros((3, 8, 8, 3), np.uint8))),

@@ -33,7 +33,7 @@ def test_a_method_is_measured_with_the_configuration_s_presets(name):
             "lagrangian: unknown field in config.method: 'bou",
         ),
         (["--methods=ddn", "--config.method.statistics=train"], "method 'ddn': statistics must be 'eval' or 'batch'"),
-        (["--methods=standard,ddn", "--config.method.name=ddn"], "standard: config.method.name: a method is"),
+        (["--methods=standard,ddn", "--config.method.name=ddn"], "standard: config.method.name: choose the method"),
         (
             ["--methods=standard", "--config=cifar10:fats"],
             "standard: unknown method or preset 'fats'; did you mean 'fa",

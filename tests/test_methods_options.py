@@ -166,7 +166,7 @@ def test_what_a_method_cannot_do_is_told_before_the_clean_epochs(tmp_path):
         ("ddn", "method.levels=1", "method 'ddn': levels must be an integer, 2 or larger, or None; got 1"),
         ("lagrangian", "validation.steps=0", "attack 'pgd_l2': steps must be an integer, 1 or larger; got 0"),
         ("lagrangian", "regularisation.variation=-1", "regularisation.variation: expected 0 or more; got -1.0"),
-        ("standard", "network.name=segmentation", "'segmentation' is trained by its method alone"),
+        ("standard", "network.name=segmentation", "both must be 'segmentation', or neither"),
         ("standard", "regularisation.variation=1", "expected 0 with the method 'standard'"),
         ("lagrangian", "optimizer.schedule=stp", "optimizer.schedule: expected step, cosine or linear; got 'stp'"),
         ("lagrangian", "train.steps=12", "train.steps: expected 0 to 10 batches of 128; got 12"),

@@ -198,7 +198,7 @@ def test_a_clock_that_jumps_changes_nothing(whole, dataset, tmp_path, monkeypatc
 
 
 def test_other_images_than_the_run_began_with(whole, dataset, tmp_path):
-    """One has vanished: orders, memory and rows would silently be of others."""
+    """One has vanished: orders, memory and rows would silently belong to other images."""
     workdir = tmp_path / "copy"
     shutil.copytree(whole[1], workdir)
     before = (workdir / "metrics.jsonl").read_text()
@@ -267,8 +267,8 @@ def test_finished_run_does_not_train_again(whole, dataset, tmp_path):
         (lambda x, y: (x[..., :1], y), r"expected uint8 \(N, 32, 32, 3\).*; got uint8 \(\d+, 32, 32, 1\)"),
         (lambda x, y: (x[:, :28, :28], y), r"expected uint8 \(N, 32, 32, 3\).*; got uint8 \(\d+, 28, 28, 3\)"),
         (lambda x, y: (x / np.float32(255), y), r"expected uint8 .*; got float32"),
-        (lambda x, y: (x, y + 1), "train labels of digits: expected 0 to 9, one a class; got 1 to 10"),
-        (lambda x, y: (x, y - 1), "train labels of digits: expected 0 to 9, one a class; got -1 to 8"),
+        (lambda x, y: (x, y + 1), "train labels of digits: expected 0 to 9, one per class; got 1 to 10"),
+        (lambda x, y: (x, y - 1), "train labels of digits: expected 0 to 9, one per class; got -1 to 8"),
     ],
 )
 def test_images_and_labels_of_ones_own_that_cannot_be_trained_on(dataset, change, message):
@@ -347,7 +347,7 @@ def test_checkpoints_put_into_the_work_directory_of_another_method(whole, tmp_pa
     path = workdir / "checkpoints" / "last" / "12"
     assert error == (
         f"error: {path} is a checkpoint of the method 'lagrangian', not of 'standard'. "
-        "Take it away, or give another --workdir.\n"
+        "Remove it, or give another --workdir.\n"
     )
     assert _contents(workdir / "checkpoints") == before
     assert not (workdir / "metrics.jsonl").exists()

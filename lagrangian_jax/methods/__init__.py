@@ -40,16 +40,16 @@ METHODS: dict[str, Callable[..., Method]] = {
     "carlini_wagner": carlini_wagner,
 }
 
-# What networks of the analyses are trained with: no method against attacks, and not among the names.
+# For networks that the analyses need; not adversarial training, so not among `names`.
 AUXILIARY: dict[str, Callable[..., Method]] = {"segmentation": segmentation}
 
-# Their attacks carry no state, so they cannot update the running averages on the way.
+# Methods whose attacks carry no state, so that they cannot update the running averages.
 WITHOUT_STATE = ("ddn", "pat", "jpeg", "carlini_wagner")
 
-# Whose bound is in linf.
+# Methods whose bound is in linf.
 LINF = ("pgd_linf", "threshold_linf", "trades", "mart", "iaat")
 
-# What parameters may be, by name: those of the attacks, and those that a method has besides or takes in another form.
+# Valid values of parameters, by name: those of attacks, and those that only methods have or that they restrict further.
 _RANGES = {
     **RANGES,
     "step_size": (lambda v: number(v) and v > 0, "a positive number"),
@@ -88,7 +88,7 @@ def create(name: str, **values: Any) -> Method:
     """A configured training method.
 
     Raises:
-      ValueError: unknown name or parameter, or a value that the method does not take; says which it does.
+      ValueError: unknown name or parameter, or an invalid value; the message says what is valid.
 
     >>> print(create("mma", smallest=0.25).memory(3))  # a distance for each of three training images
     [0.25 0.25 0.25]

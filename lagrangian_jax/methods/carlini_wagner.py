@@ -15,13 +15,13 @@ def carlini_wagner(
 ) -> Method:
     """Training on the closest images that Carlini and Wagner's attack finds; cross-entropy on them alone.
 
-    The parameters are those of `lagrangian_jax.attacks.carlini_wagner.carlini_wagner`. An image that the attack cannot
-    fool, or that is misclassified, is trained on as it is.
+    The parameters are those of `lagrangian_jax.attacks.carlini_wagner.carlini_wagner`. An image for which the attack
+    fails, or that is misclassified, is trained on as it is.
 
     Args:
-      steps, search_steps, initial_const: the paper tells none of its own. The attack's own 9 rounds of up to 10,000
-        steps from a constant of 0.001 are out of reach in training; 5 rounds of 50 from 1 bracket the least constant
-        that succeeds to within 1/16 up to 1, 9/8 up to 10, 22.5 up to 100, and reach no more than 10,000.
+      steps, search_steps, initial_const: the paper gives no values. The attack's own 9 rounds of up to 10,000 steps
+        from a constant of 0.001 are out of reach in training; 5 rounds of 50 steps from 1 bracket the least constant
+        that succeeds to within 1/16 up to 1, 9/8 up to 10 and 22.5 up to 100, and try none above 10,000.
       statistics: batch normalisation in the attack: "eval", or "batch", which leaves the running averages alone.
 
     Source: the paper, section on Figure 5; no code was released.

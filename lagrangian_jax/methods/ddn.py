@@ -13,13 +13,13 @@ def ddn(
     max_norm: float | None = 1.0,
     statistics: str = "eval",
 ) -> Method:
-    """Training on the images of decoupled direction and norm, shortened to ``max_norm``; cross-entropy on them alone.
+    """Training on the images of decoupled direction and norm (DDN), within ``max_norm``; cross-entropy on them alone.
 
-    The parameters are those of `lagrangian_jax.attacks.minimal_norm.ddn`. An image that the attack cannot fool, or
-    that is misclassified, is trained on as it is.
+    The parameters are those of `lagrangian_jax.attacks.minimal_norm.ddn`. An image for which the attack fails, or that
+    is misclassified, is trained on as it is.
 
     Args:
-      max_norm: 1.0 in the original; None for no limit.
+      max_norm: l2 norm to which longer perturbations are shortened; 1.0 in the original, None for no limit.
       statistics: batch normalisation in the attack: "eval" in the original; or "batch", which leaves the running
         averages alone.
 

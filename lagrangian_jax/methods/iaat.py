@@ -22,24 +22,25 @@ def iaat(
 ) -> Method:
     r"""Training on PGD images in linf balls that grow around robust examples and shrink around the others.
 
-    The memory is the budget :math:`\epsilon_i` of each training example, from 0. In the warm-up it is ``bound`` where
-    the clean image is classified correctly, else 0. After it,
+    The memory is the budget :math:`\epsilon_i` of each training example, 0 at first. During the warm-up it is ``bound``
+    if the clean image is classified correctly, else 0. After that,
 
     .. math:: \epsilon_i \leftarrow \beta t + (1 - \beta)\epsilon_i, \quad
        t = \epsilon_i + \gamma,\ \epsilon_i \text{ or } \max(\epsilon_i - \gamma, 0)
 
-    the first of the three that PGD does not break (the last is not tried), and 0 for misclassified examples. The image
-    that is trained on comes from one more attack, at the new budget; cross-entropy on it alone. Crafting costs 30
-    gradients and 3 passes, in the warm-up 10 and 1.
+    where t is the first of the three budgets at which PGD fails (the last is not tried), and 0 for misclassified
+    examples. One more attack, at the new budget, gives the image that is trained on; cross-entropy on it alone.
+    Crafting costs 30 gradients and 3 passes, during the warm-up 10 and 1.
 
     Args:
-      bound: budget in the warm-up.
-      steps: of each attack.
-      step_size: the least; an example's step is its budget / (steps / 2) if that is more.
+      bound: budget during the warm-up.
+      steps: steps of each attack.
+      step_size: the least step; an example's is its budget / (steps / 2) if that is larger.
       increment: gamma.
       rate: beta.
-      warmup: epochs, counted from the start of training, so the clean ones are among them.
-      statistics: batch normalisation in every pass of crafting; "train" in the original, which is never switched.
+      warmup: epochs, counted from the start of training, so that they include the clean ones.
+      statistics: batch normalisation in every pass of crafting; "train" in the original, whose network is never
+        switched to evaluation mode.
 
     Source: Instance_Adaptive_Adversarial_Training `trainers/trainer_adaptive.py`.
     """
@@ -89,10 +90,10 @@ def next_budgets(budgets: Array, correct: Any, holds: Any, could_rise: Any, incr
     """The budgets after a step, (B,); `iaat` has the formula.
 
     Args:
-      budgets: before it.
+      budgets: the budgets before the step.
       correct: whether the clean image is classified correctly.
-      holds: whether the image attacked within the budget is.
-      could_rise: whether the image attacked within the budget plus ``increment`` is.
+      holds: whether the image attacked within the budget is classified correctly.
+      could_rise: whether the image attacked within the budget plus ``increment`` is classified correctly.
       increment, rate: gamma and beta.
 
     >>> import jax.numpy as jnp

@@ -20,14 +20,15 @@ def jpeg(
     The parameters are those of `lagrangian_jax.attacks.jpeg.jpeg`.
 
     Args:
-      bound: the paper tells none; 0.25 is twice that of its evaluation.
-      step_size: ``bound / sqrt(steps)`` if not given, the original's.
-      scaled: each example's bound and step times a number drawn uniformly in [0, 1), as in the original's trainer.
+      bound: the paper gives none; 0.25 is twice the bound of its evaluation.
+      step_size: None for the original's ``bound / sqrt(steps)``.
+      scaled: multiply each example's bound and step by a number drawn uniformly from [0, 1), as the original's trainer
+        does.
       statistics: batch normalisation in the attack: "eval" in the original; or "batch", which leaves the running
         averages alone.
 
-    Source: advex-uar `advex_uar/train/trainer.py`. It aims at a random wrong class; here, as in the paper's evaluation,
-    the attack only leaves the label.
+    Source: advex-uar `advex_uar/train/trainer.py`. The original aims at a random wrong class; here the attack is
+    untargeted, as in the paper's evaluation.
     """
 
     def craft(keys, network, batch, memory, epoch):

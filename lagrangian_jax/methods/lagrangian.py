@@ -21,15 +21,16 @@ def lagrangian(
     ones too.
 
     Args:
-      multiplier_spread: s; 1 is the paper's one multiplier for all. Above it each example draws its own in every step,
-        log-uniformly between multiplier / s and multiplier * s: `lagrangian_jax.methods.method.random_factors`.
-      statistics: batch normalisation in the attack. "train" is the released code's: the network is never switched to
-        evaluation mode, so each of the attack's forward passes uses the statistics of the perturbed batch and updates
-        the running averages, 6 updates an iteration with the outer one. "eval" uses the running averages, and nothing
-        couples the examples.
+      multiplier_spread: s; at 1 all examples share one multiplier, as in the paper. Above 1 each example draws its own
+        in every step, log-uniformly between multiplier / s and multiplier * s; see
+        `lagrangian_jax.methods.method.random_factors`.
+      statistics: batch normalisation in the attack. "train" is that of the released code: the network is never switched
+        to evaluation mode, so each of the attack's forward passes uses the statistics of the perturbed batch and
+        updates the running averages: 6 updates per iteration, including that of the outer pass. "eval" uses the running
+        averages, so that nothing couples the examples.
 
-    Source: Lagrangian_Unseen `train_cifar.py`. The paper writes the same loss inside and outside; the code trains with
-    the cross-entropy.
+    Source: Lagrangian_Unseen `train_cifar.py`. In the paper, attack and training share one loss; the released code
+    trains with the cross-entropy.
     """
 
     def craft(keys, network, batch, memory, epoch):

@@ -19,7 +19,7 @@ class Batch(NamedTuple):
       images: (B, H, W, C) in [0, 1].
       labels: (B,).
       indices: (B,), the row of each in the training set.
-      smoothing: of the labels, in the cross-entropies of `Method.loss`; attacks do not smooth.
+      smoothing: label smoothing in the cross-entropies of `Method.loss`; attacks use none.
     """
 
     images: Array
@@ -36,12 +36,12 @@ class Network(NamedTuple):
     batch_stats: Any
 
     def bind(self, statistics: str) -> Forward:
-        """``forward(images, batch_stats)`` in a mode of batch normalisation, on this device's examples alone."""
+        """``forward(images, batch_stats)`` in a mode of batch normalisation, over this device's examples alone."""
         forward = bind(self.module, self.params, statistics)
         return lambda images, batch_stats: forward(finite_gradient(images), batch_stats)
 
     def logits_fn(self, statistics: str) -> LogitsFn:
-        """``images -> logits`` for attacks that carry no state; what "train" would update is lost."""
+        """``images -> logits`` for attacks that carry no state; the updates of mode "train" are lost."""
         forward = self.bind(statistics)
         return lambda images: forward(images, self.batch_stats)[0]
 
@@ -61,7 +61,7 @@ class Crafted(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What `Method.loss` returns: a loss an example (B,), adversarial logits (B, K), and the running statistics."""
+    """What `Method.loss` returns: the loss of each example (B,), adversarial logits (B, K), running statistics."""
 
     losses: Array
     logits: Array
@@ -72,12 +72,12 @@ class Method(NamedTuple):
     """A training method, made of pure functions.
 
     Attributes:
-      craft: ``(keys, network: Network, batch: Batch, memory, epoch) -> Crafted``; keys are one an example, ``memory``
-        the rows of the batch's examples, ``epoch`` a traced float.
+      craft: ``(keys, network: Network, batch: Batch, memory, epoch) -> Crafted``; ``keys`` are one per example,
+        ``memory`` the rows of the batch's examples, ``epoch`` a traced float.
       loss: ``(forward, batch_stats, batch, crafted) -> Outcome``; ``forward(images, batch_stats)`` uses the statistics
         of the global batch. The mean of the losses is differentiated with respect to the parameters.
-      memory: ``(examples) -> rows``: the memory of a training set of that many examples, a tree of arrays with that
-        leading axis; ``()`` for none.
+      memory: ``(examples) -> rows``, the initial memory for so many training examples: a tree of arrays with a row for
+        each, or ``()`` for none.
     """
 
     craft: Callable[..., Crafted]
@@ -92,14 +92,15 @@ def adversarial_cross_entropy(forward: Forward, batch_stats: Any, batch: Batch, 
 
 
 def random_factors(keys: Array, spread: float) -> Array | float:
-    """A factor an example, (B,), log-uniform between 1 / spread and spread; 1 for all if that is the spread.
+    """A factor for each example, (B,), log-uniform between 1 / spread and spread; the number 1 if ``spread`` is 1.
 
-    What ``multiplier_spread`` or ``bound_spread`` of a method multiplies by, drawn anew in every step, so that training
-    sees perturbations of many sizes. Beyond the paper, which has one multiplier, or bound, for all.
+    Methods with ``multiplier_spread`` or ``bound_spread`` multiply by it. It is drawn anew in every step, so that
+    training sees perturbations of many sizes. This goes beyond the paper, which has one multiplier, or bound, for all
+    examples.
 
     >>> import jax
     >>> random_factors(jax.random.split(jax.random.key(0), 2), 1.0)
     1.0
     """
-    # A stream of its own: those of `jax.random.split`, which starts of attacks draw from, are 0 and 1.
+    # A stream of its own: attacks draw their starts from those of `jax.random.split`, which are 0 and 1.
     return spread ** uniform(fold_in(keys, 2), (), -1.0, 1.0) if spread > 1 else 1.0

@@ -1,4 +1,4 @@
-"""Max-margin adversarial training (Ding et al. 2020): on the boundary, as far as it is from each example."""
+"""Max-margin adversarial training (Ding et al. 2020): on the boundary, however far it is from each example."""
 
 from collections.abc import Callable
 
@@ -21,30 +21,30 @@ def mma(
     statistics: str = "eval",
     search_statistics: str = "train",
 ) -> Method:
-    r"""Training on images at the decision boundary, in l2; examples beyond the ``largest`` distance are left in peace.
+    r"""Training on images at the decision boundary, in l2; examples beyond ``largest`` only add their clean loss.
 
     The memory is the distance :math:`\epsilon_i` of each training example to the boundary. For an example that is
     classified correctly (its soft margin is negative), PGD in the ball of that radius gives a direction, and bisection
-    along it the new distance, at most 1.05 d_max; a misclassified one has distance 0. Then
+    along it gives the new distance, at most 1.05 d_max; a misclassified example has distance 0. Then
 
     .. math:: L = \tfrac13 \mathrm{CE}(x) + \tfrac23 \begin{cases}
        \mathrm{CE}(x + \epsilon u) & \text{correct and } \epsilon < d_{max} \\ 0 & \text{correct, further away} \\
        \mathrm{CE}(x) & \text{misclassified} \end{cases}
 
     Args:
-      largest: d_max, l2 over all pixels and channels; 1, 2 or 3 in the original. The paper tells none; its clean
+      largest: d_max, l2 over all pixels and channels; 1, 2 or 3 in the original. The paper gives none; its clean
         accuracy of 82 % lies between the original's at 2 and at 3.
-      smallest: the least radius in which PGD looks for a direction, and the first.
-      steps: of PGD, each 2.5 / steps of the radius, from a random start; it raises the soft margin.
-      search_steps: of the bisection.
-      clean_weight: of CE(x) on every example; 1/3.
-      statistics: batch normalisation in PGD, "eval" in the original.
-      search_statistics: in the clean pass and the bisection, "train" in the original, which leaves evaluation mode
-        before it: with the outer ones 13 updates of the running averages a step.
+      smallest: the least radius in which PGD looks for a direction, and the distance at first.
+      steps: steps of PGD, each 2.5 / steps of the radius, from a random start; PGD maximises the soft margin.
+      search_steps: steps of the bisection.
+      clean_weight: weight of CE(x) on every example, 1/3 in the formula.
+      statistics: batch normalisation in PGD; "eval" in the original.
+      search_statistics: batch normalisation in the clean pass and the bisection; "train" in the original, which leaves
+        evaluation mode before the bisection: with the outer passes, 13 updates of the running averages per step.
 
-    Source: BorealisAI/mma_training `trainer.py`, `anpgd.py`. Deviations: the bisection passes the whole batch, the
-    misclassified images unperturbed, where the original passes the correct ones alone, which shows in batch statistics;
-    PGD starts uniformly in the ball.
+    Source: BorealisAI/mma_training `trainer.py`, `anpgd.py`. Deviations: the bisection runs on the whole batch, with
+    misclassified images unperturbed, while the original runs it on the correct ones alone, which changes batch
+    statistics; PGD starts uniformly in the ball.
     """
 
     def craft(keys, network, batch, memory, epoch):
@@ -78,10 +78,10 @@ def mma(
 
     def loss(forward, batch_stats, batch, crafted):
         clean, counted = forward(batch.images, batch_stats)
-        # Once an update: in this mode crafting has counted the pass in the running averages.
+        # Count this pass in the running averages once: in mode "train", crafting has already done so.
         batch_stats = batch_stats if search_statistics == "train" else counted
         logits, batch_stats = forward(crafted.images, batch_stats)
-        counts = crafted.memory < largest  # misclassified ones are at 0
+        counts = crafted.memory < largest  # misclassified ones have 0
         smoothing = batch.smoothing
         losses = mma_loss(clean, logits, batch.labels, counts, clean_weight, smoothing)
         return Outcome(losses, logits, batch_stats)
@@ -92,7 +92,7 @@ def mma(
 def mma_loss(
     clean: Array, crafted: Array, labels: Array, counts: Array, clean_weight: float, smoothing: float = 0.0
 ) -> Array:
-    """w CE(clean) + (1 - w) CE(crafted), the second only where it ``counts``; an example, (B,)."""
+    """w CE(clean) + (1 - w) CE(crafted), the second only where it ``counts``; per example, (B,)."""
     margin = jnp.where(counts, cross_entropy(crafted, labels, smoothing), 0.0)
     return clean_weight * cross_entropy(clean, labels, smoothing) + (1 - clean_weight) * margin
 
@@ -101,11 +101,11 @@ def bisect(margins: Callable, state, start: Array, largest: float, steps: int) -
     """The distances at which margins change sign, by bisection of [0, largest], beginning at ``start``.
 
     Args:
-      margins: ``(distances, state) -> (margins, state)``, (B,), negative this side of the boundary.
+      margins: ``(distances, state) -> (margins, state)``, (B,), negative on this side of the boundary.
       state: threaded through.
-      start: first distances, (B,).
-      largest: where the search ends if the boundary is not before it.
-      steps: points tried, after the first.
+      start: the first distances, (B,).
+      largest: where the search ends if it meets no boundary.
+      steps: points to try after the first.
 
     Returns:
       the middle of the last interval, and the state.

@@ -18,11 +18,12 @@ def msd(
     """Training on the images of multi steepest descent; cross-entropy on them alone.
 
     The parameters are those of `lagrangian_jax.attacks.msd.msd`, with the values of the original's training script,
-    which trains with 0.3 in l2 and is judged at 0.5.
+    which trains with 0.3 in l2 and evaluates at 0.5.
 
     Args:
-      statistics: batch normalisation in the attack. "train" is the original's, whose network is never switched to
-        evaluation mode: each attack step passes four batches, so the running averages are updated 201 times a step.
+      statistics: batch normalisation in the attack. "train" in the original, whose network is never switched to
+        evaluation mode: each attack step passes four batches through it, so the running averages are updated 201 times
+        per training step.
 
     Source: robust_union `CIFAR10/train.py` and `cifar_funcs.py`.
     """

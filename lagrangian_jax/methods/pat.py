@@ -25,16 +25,16 @@ def pat(
     correctly are attacked; the others are trained on as they are.
 
     Args:
-      bound: in units of the distance, soft: Fast-LPA trains without projection.
-      distance: a name for `lagrangian_jax.distances.create`. "self_lpips" compares features of the network that is
-        trained, as it is at each step, in evaluation mode.
-      weights: the file of a distance that needs one; "" for that which comes with the package.
-      multiplier_spread: as in `lagrangian`; 1 is the original's one multiplier for all.
+      bound: in units of the distance; soft, since training uses Fast-LPA without its projection.
+      distance: a name for `lagrangian_jax.distances.create`. "self_lpips" compares features of the network in training,
+        as it is at each step, in evaluation mode.
+      weights: weights file for a distance that needs one; "" for the one that comes with the package.
+      multiplier_spread: as in `lagrangian`; at 1 all examples share one multiplier, as in the original.
       statistics: batch normalisation in the attack and where correctness is judged: "eval" in the original; or "batch",
         which leaves the running averages alone.
 
     Raises:
-      ValueError, FileNotFoundError: an unknown distance, or one without its weights; says what to do.
+      ValueError, FileNotFoundError: an unknown distance, or one without its weights; the message says what to do.
 
     Source: perceptual-advex `adv_train.py`; the paper trains with AlexNet's distance.
     """

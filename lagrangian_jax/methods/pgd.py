@@ -23,10 +23,11 @@ def pgd_linf(
     Args:
       bound: 10/255 is the paper's for CIFAR-10.
       steps, step_size, random_start: not in the paper; 10 steps of a quarter of the bound.
-      bound_spread: s; 1 is one bound for all. Above it each example draws its own in every step, log-uniformly between
-        bound / s and bound * s, and its step in proportion: `lagrangian_jax.methods.method.random_factors`. Only
-        methods of one fixed bound in the lp ball take it: the others set their own for each example (`ddn`, `mma`,
-        `iaat`), have three (`msd`) or a ``multiplier_spread`` or ``scaled`` instead.
+      bound_spread: s; at 1 all examples share one bound. Above 1 each example draws its own in every step,
+        log-uniformly between bound / s and bound * s, and its step in proportion; see
+        `lagrangian_jax.methods.method.random_factors`. Only methods with a single bound in an lp ball take it: the
+        others set a bound for each example (`ddn`, `mma`, `iaat`), have three (`msd`), or have ``multiplier_spread`` or
+        ``scaled`` instead.
       statistics: batch normalisation in the attack; "train" is the style of the paper's code and of robust_overfitting.
     """
     return pgd_training(
@@ -49,7 +50,7 @@ def pgd_l2(
     bound_spread: float = 1.0,
     statistics: str = "train",
 ) -> Method:
-    """Training on PGD images in the l2 ball; 1.3 is the paper's bound for CIFAR-10, see `pgd_linf` for the rest."""
+    """Training on PGD images in the l2 ball; 1.3 is the paper's bound for CIFAR-10. See `pgd_linf` for the rest."""
     return pgd_training(
         "l2",
         bound=bound,
@@ -72,8 +73,8 @@ def pgd_training(
     statistics: str,
     scale: Callable[[Forward, Any, Batch], tuple[Array, Any]] | None = None,
 ) -> Method:
-    """Cross-entropy on PGD images; ``scale(forward, batch_stats, batch)``, if given, says by what factor an example's
-    bound and step are other ones, (B,), and hands the statistics on.
+    """Cross-entropy on PGD images; ``scale(forward, batch_stats, batch)``, if given, returns factors for the examples'
+    bounds and steps, (B,), and the statistics.
     """
 
     def craft(keys, network, batch, memory, epoch):

@@ -1,4 +1,4 @@
-"""What any training method may add to its loss: smoothed labels, perturbed weights, a penalty on variation."""
+"""Additions to the loss of any training method: smoothed labels, perturbed weights, a penalty on variation."""
 
 from typing import Any, NamedTuple
 
@@ -13,8 +13,8 @@ class Regularisation(NamedTuple):
     """Options of a training step, each off at 0; the paper uses none.
 
     Attributes:
-      label_smoothing: share of the label's probability that goes to all classes alike, in the cross-entropies that are
-        minimised (Szegedy et al. 2016).
+      label_smoothing: share of the label's probability that is spread evenly over all classes, in the cross-entropies
+        that are minimised (Szegedy et al. 2016).
       weight_perturbation: gamma of adversarial weight perturbation (Wu et al. 2020), see `perturbed`; 0.005 to 0.01
         there. Costs one more gradient of the loss.
       variation: weight of `variation`; costs one more pass of the clean images.
@@ -28,7 +28,7 @@ class Regularisation(NamedTuple):
     variation_of: str = "logits"
 
     def checked(self) -> "Regularisation":
-        """Itself, or a `ValueError` that names the field and what it takes."""
+        """Returns itself; raises a `ValueError` that names a wrong field and its valid values."""
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"regularisation.label_smoothing: expected 0 or more, below 1; got {self.label_smoothing}")
         for name in ("weight_perturbation", "variation"):
@@ -40,13 +40,13 @@ class Regularisation(NamedTuple):
 
 
 def perturbed(params: Any, gradient: Any, gamma: float) -> Any:
-    r"""The weights at the worst point near them: :math:`w + \gamma \|w\| g / \|g\|`, each array by itself.
+    r"""The weights moved towards higher loss: :math:`w + \gamma \|w\| g / \|g\|`, for each array by itself.
 
-    Biases and the scales of normalisation stay, as in the original; so does an array whose gradient is zero.
+    Biases and the scales of normalisation stay as they are, as in the original; so does an array with zero gradient.
 
     Args:
       params: parameters.
-      gradient: of the loss, alike.
+      gradient: gradient of the loss, with the same structure.
       gamma: size of the perturbation, relative to each array's l2 norm.
 
     Source: csdongxian/AWP `utils_awp.py`, whose one step of gradient ascent on a copy gives this direction.
@@ -65,10 +65,10 @@ def perturbed(params: Any, gradient: Any, gamma: float) -> Any:
 
 
 def variation(clean: Array, crafted: Array) -> Array:
-    r"""What an attack moves: :math:`\|z(x') - z(x)\|_2`, an example, (B,); of logits or features (B, K).
+    r"""How far an attack moves logits or features (B, K): :math:`\|z(x') - z(x)\|_2` for each example, (B,).
 
-    The original of the feature form searches the ball for the two images that are furthest apart; here they are the
-    clean image and the one that the method has crafted anyway. The gradient is zero where nothing moved.
+    For features, the original searches the ball for the two images that are furthest apart; here the two are the clean
+    image and the one that the method has crafted anyway. The gradient is zero where nothing moved.
 
     >>> import jax.numpy as jnp
     >>> print(variation(jnp.zeros((1, 2)), jnp.array([[3.0, 4.0]])))

@@ -1,4 +1,4 @@
-"""Training of the segmentation network of the foreground-to-background ratio; not adversarial."""
+"""Training of the segmentation network for the foreground-to-background ratio; not adversarial."""
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -9,12 +9,12 @@ from lagrangian_jax.methods.standard import standard
 
 
 def segmentation(*, weight: float = 1.0) -> Method:
-    """Cross-entropy of the clean image's logits, and of the foreground against the attention that made them.
+    """Cross-entropy of the clean image's logits, and of the foreground against the attention that weights them.
 
     For `lagrangian_jax.models.segmentation.SegmentationNetwork` alone; see `background_loss`.
 
     Args:
-      weight: of `background_loss`.
+      weight: weight of `background_loss`.
 
     Source: charlieLehman/yapwrap `experiments/impbg_classification.py`.
     """
@@ -32,8 +32,8 @@ def background_loss(foreground: Array, attention: Array) -> Array:
 
     .. math:: -\frac{1}{HW} \sum [t \log a + (1 - t) \log (1 - a)]
 
-    The attention is a target: no gradient goes into it. Both a and 1 - a are clipped to at least 1e-5, where the
-    gradient ends.
+    The attention is a target: no gradient goes into it. Both a and 1 - a are clipped to at least 1e-5, below which the
+    gradient is zero.
 
     >>> import jax.numpy as jnp
     >>> print(background_loss(jnp.full((1, 2, 2), 0.5), jnp.ones((1, 2, 2))))

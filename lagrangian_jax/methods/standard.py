@@ -4,7 +4,7 @@ from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_ent
 
 
 def standard() -> Method:
-    """Cross-entropy on clean images; also the warm-up epochs of every other method."""
+    """Cross-entropy on clean images; also used in the clean epochs of every other method."""
 
     def craft(keys, network, batch, memory, epoch):
         return Crafted(batch.images, network.batch_stats, memory)

@@ -1,4 +1,4 @@
-"""The paper's threshold baselines: PGD whose bound each example's confidence decides."""
+"""The paper's threshold baselines: PGD with a bound that depends on each example's confidence."""
 
 from typing import Any
 
@@ -24,9 +24,9 @@ def threshold_linf(
     """Training on PGD images in linf balls whose radius is ``bound`` times `confidence_factor` on the clean image.
 
     Args:
-      bound: of confident examples; the paper tells none for this, 10/255 is that of its linf training.
+      bound: bound of confident examples; the paper gives none for this, and 10/255 is that of its linf training.
       steps, step_size, random_start, bound_spread: as in `pgd_linf`; the step is in proportion to the radius.
-      statistics: batch normalisation in the attack and where the confidence is read; not in the paper, "train" is the
+      statistics: batch normalisation in the attack and where the confidence is read; not in the paper; "train" is the
         style of its code.
 
     Source: the paper's ablation; no code was released.

@@ -1,4 +1,4 @@
-"""TRADES (Zhang et al. 2019) and MART (Wang et al. 2020): a clean and an adversarial term, weighed by ``beta``."""
+"""TRADES (Zhang et al. 2019) and MART (Wang et al. 2020): a clean and an adversarial term, weighted by ``beta``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +14,12 @@ from lagrangian_jax.methods.method import Batch, Crafted, Method, Network, Outco
 
 
 def trades_loss(clean: Array, adversarial: Array, labels: Array, beta: float, smoothing: float = 0.0) -> Array:
-    """CE(clean) + beta KL(clean || adversarial), an example, (B,); differentiable in both logits (B, K)."""
+    """CE(clean) + beta KL(clean || adversarial) for each example, (B,); differentiable in both logits (B, K)."""
     return cross_entropy(clean, labels, smoothing) + beta * kl_divergence(clean, adversarial)
 
 
 def mart_loss(clean: Array, adversarial: Array, labels: Array, beta: float, smoothing: float = 0.0) -> Array:
-    """BCE(adversarial) + beta KL(clean || adversarial) (1 - p_y(clean)), an example, (B,); guards as published."""
+    """BCE(adversarial) + beta KL(clean || adversarial) (1 - p_y(clean)) for each example, (B,); published guards."""
     p, q = jax.nn.softmax(clean), jax.nn.softmax(adversarial)
     divergence = jnp.sum(p * (jax.nn.log_softmax(clean) - jnp.log(q + 1e-12)), axis=-1)
     return boosted_cross_entropy(adversarial, labels, smoothing) + beta * divergence * (
@@ -40,13 +40,15 @@ def trades(
     """TRADES in the linf ball; the attack maximises the divergence from the clean prediction.
 
     Args:
-      bound, steps, step_size, init_std, beta: of the original's CIFAR-10 script; the paper may have enlarged the bound.
-      bound_spread: as in `pgd_linf`; 1 is one bound for all.
+      bound, steps, step_size, init_std, beta: from the original's CIFAR-10 script; the paper may have enlarged the
+        bound.
+      bound_spread: as in `pgd_linf`; at 1 all examples share one bound.
       statistics: batch normalisation in the attack, "eval" in the original. The clean prediction that the attack moves
-        away from is made in evaluation mode with any of them.
+        away from is always made in evaluation mode.
 
-    The clean and the adversarial batch are normalised apart, each with its own statistics; as in the original the clean
-    one passes twice, so the running averages are updated three times a step, besides what the attack does with "train".
+    The clean and the adversarial batch are normalised separately, each with its own statistics. As in the original, the
+    clean one passes twice, so the running averages are updated three times per step, besides the attack's updates with
+    "train".
 
     Source: yaodongyu/TRADES `trades.py`.
     """
@@ -88,13 +90,13 @@ def mart(
     bound_spread: float = 1.0,
     statistics: str = "eval",
 ) -> Method:
-    """MART in the linf ball; the attack maximises the cross-entropy, misclassified examples weigh more in the loss.
+    """MART in the linf ball; the attack maximises the cross-entropy; misclassified examples weigh more in the loss.
 
     Args:
-      bound, steps, step_size, init_std, beta: of the original's ResNet-18 script.
-      bound_spread: as in `pgd_linf`; 1 is one bound for all.
-      statistics: batch normalisation in the attack, "eval" in the original; the loss normalises clean and adversarial
-        batch apart.
+      bound, steps, step_size, init_std, beta: from the original's ResNet-18 script.
+      bound_spread: as in `pgd_linf`; at 1 all examples share one bound.
+      statistics: batch normalisation in the attack, "eval" in the original; the loss normalises the clean and the
+        adversarial batch separately.
 
     Source: YisenWang/MART `mart.py`.
     """
@@ -136,7 +138,7 @@ def _near(
     statistics: str,
     loss: Callable[[Array, Array], Array],
 ) -> tuple[Array, Any]:
-    """PGD from close to the image."""
+    """PGD that starts close to the image."""
     factors = random_factors(keys, bound_spread)
     return pgd(
         keys,

@@ -14,7 +14,7 @@ from lagrangian_jax.models.segmentation import SegmentationNetwork
 from lagrangian_jax.models.wide_resnet import WideResNet
 from lagrangian_jax.names import unknown
 
-# (mean, std) a channel, under the names that `create` takes.
+# (mean, std) per channel, under the names that `create` takes.
 NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -59,7 +59,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "alexnet": functools.partial(AlexNet, stem="imagenet", num_classes=1000),
     "segmentation": SegmentationNetwork,
 }
-# Attributes that a name stands for, or that Flax and the training step set.
+# Attributes that a network's name fixes, or that Flax sets.
 _FIXED = ("stages", "block", "shortcut", "layout", "parent", "name")
 
 __all__ = ["MODELS", "NORMALISATIONS", "create", "names", "parameters"]
@@ -71,10 +71,10 @@ def names() -> tuple[str, ...]:
 
 
 def parameters(name: str) -> dict[str, Any]:
-    """What `create` takes for a network, with its defaults.
+    """What `create` takes for a network, with the defaults.
 
     Raises:
-      ValueError: unknown name; lists the valid ones.
+      ValueError: unknown name; the message lists the valid ones.
 
     >>> parameters("wide_resnet28_10")["widen_factor"]
     10
@@ -108,7 +108,8 @@ def create(name: str, **given: Any) -> nn.Module:
         perturbations stay in [0, 1].
 
     Raises:
-      ValueError: unknown name or parameter; lists the valid ones. Or a size below 1.
+      ValueError: unknown name or parameter (the message lists the valid ones), a size below 1, or both
+        ``normalisation`` and ``mean`` or ``std``.
 
     >>> import lagrangian_jax as lj
     >>> lj.models.create("resnet18", num_classes=10, width=16).width

@@ -21,19 +21,19 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class AlexNet(nn.Module):
     """AlexNet on images (B, H, W, C) in [0, 1]; returns float32 logits (B, num_classes).
 
-    In training the classifier drops half of its inputs where a random key named ``dropout`` is given,
+    In training the classifier drops half of its inputs if a random key named ``dropout`` is given,
     ``network.apply(variables, images, train=True, rngs={"dropout": key})``; without one nothing is dropped, so that a
-    training step which knows nothing of dropout runs it like any other network.
+    training step without dropout runs it like any other network.
 
     Attributes:
       num_classes: outputs.
       width: channels of the first convolution; the others have 3, 6, 4 and 4 times as many, and the two hidden layers
-        64 times. 64 in the publications.
+        64 times as many. 64 in the publications.
       stem: "cifar" (3x3 stride 2, 2x2 pooling; perceptual-advex's) or "imagenet" (11x11 stride 4, 3x3 pooling;
         torchvision's).
-      mean, std: normalisation of the input a channel, or None; ImageNet's, also for CIFAR, as in perceptual-advex.
-      dtype: precision of convolutions and matrix products; parameters and logits are float32. In float32 their products
-        have all digits on any device, unlike those of other networks: LPIPS compares images that hardly differ.
+      mean, std: normalisation of the input per channel, or None; ImageNet's, also for CIFAR, as in perceptual-advex.
+      dtype: precision of convolutions and matrix products; parameters and logits are float32. Products of float32 have
+        full precision on any device, unlike in other networks, because LPIPS compares images that hardly differ.
     """
 
     num_classes: int = 10
@@ -89,9 +89,8 @@ class AlexNet(nn.Module):
         x = self._pool(maps[-1])
         if self.stem == "imagenet":
             x = adaptive_average_pool(x, 6)
-        x = x.transpose(0, 3, 1, 2).reshape(
-            x.shape[0], -1
-        )  # PyTorch flattens channels first: its weights fit as they are
+        # PyTorch flattens channels first, so its weights fit as they are.
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         hidden = 64 * self.width
         keep = not (train and self.has_rng("dropout"))
         x = nn.Dropout(0.5, deterministic=keep)(x)
@@ -107,7 +106,7 @@ class AlexNet(nn.Module):
 
 
 def adaptive_average_pool(x: Array, size: int) -> Array:
-    """Averages (B, H, W, C) over ``size`` x ``size`` nearly equal windows, as PyTorch's `AdaptiveAvgPool2d`."""
+    """Averages (B, H, W, C) over ``size`` x ``size`` nearly equal windows, like PyTorch's `AdaptiveAvgPool2d`."""
     if x.shape[1:3] == (size, size):
         return x
 

@@ -26,10 +26,10 @@ def bind(
     Args:
       network: a Linen module called as ``apply(variables, images, train=...)``.
       params: its parameters.
-      statistics: what batch normalisation uses. "train": statistics of the batch, and the running averages take them
-        in; "batch": statistics of the batch, running averages untouched; "eval": the running averages, untouched.
+      statistics: what batch normalisation uses. "train": statistics of the batch, which also update the running
+        averages; "batch": statistics of the batch, running averages untouched; "eval": the running averages, untouched.
       axis_name: mesh axis over which batch statistics are taken; None for those of the device's own examples.
-      features: in place of the logits, the features of the last stage averaged over positions, (B, C) float32.
+      features: return the features of the last stage, averaged over positions, (B, C) float32, instead of the logits.
     """
     if statistics not in STATISTICS:
         raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}; got {statistics!r}")

@@ -17,7 +17,7 @@ from lagrangian_jax.models.winograd import LAYOUT, Padding
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # torchvision's for its ResNets: kaiming_normal_(mode="fan_out", nonlinearity="relu").
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# That of the CIFAR networks with option A: kaiming_normal_.
+# The one of the CIFAR networks with option A: kaiming_normal_.
 kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
@@ -30,12 +30,12 @@ def torch_bias_uniform(fan_in: int):
 def convolution(
     x: Array, kernel: Array, stride: int, padding: Padding, precision: lax.Precision | None = None
 ) -> Array:
-    """`lax.conv_general_dilated`, NHWC x HWIO -> NHWC, with programs for XLA's CPU compiler that it makes fast.
+    """`lax.conv_general_dilated`, NHWC x HWIO -> NHWC, written so that XLA's CPU compiler makes it fast.
 
-    There kernels of three rows take half of the products (`winograd`) where that pays, unless
-    ``jax.default_matmul_precision`` asks for more than the default; and gradients are written out, so that there is no
-    forward mode (`jax.jvp`). On other devices all is JAX's own, where ``precision`` tells of how many digits products
-    of float32 are computed. ``benchmarks/README.md`` has the measurements.
+    On a CPU, kernels of three rows need half of the products (`winograd`) where that pays, unless
+    ``jax.default_matmul_precision`` asks for more than the default, and gradients are written out. On other devices all
+    is JAX's own, and ``precision`` sets the precision of products of float32. There is no forward mode (`jax.jvp`) on
+    any device. ``benchmarks/README.md`` has the measurements.
     """
     exact = jax.config.values["jax_default_matmul_precision"] not in (None, "default")
     return _convolution(x, kernel, stride, padding, precision, exact)
@@ -55,7 +55,7 @@ def _direct(x, kernel, stride, padding, precision):
 
 
 def _by_winograd(x, kernel, stride):
-    """Whether half of the products are worth the passes over the images and the kernel that they cost."""
+    """Whether saving half of the products is worth the extra passes over the images and the kernel."""
     batch, height, width, features = x.shape
     return (
         kernel.shape[0] == 3
@@ -87,8 +87,8 @@ _convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
 def _input_gradient(cotangent, kernel, shape, stride, padding, exact):
-    # Inside a `while` loop the compiler leaves the gradient as JAX writes it, with the kernel's features swapped by the
-    # dimension numbers, to a plain loop nest, five times slower than its library. So the kernel itself is swapped.
+    # Inside a `while` loop the compiler turns the gradient as JAX writes it, with the kernel's features swapped by the
+    # dimension numbers, into a plain loop nest, five times slower than its library. So swap the kernel itself.
     rows, columns, features, results = kernel.shape
     taps = jnp.flip(kernel, (0, 1)).reshape(rows * columns, features, results)
     swapped = _transposed(taps).reshape(rows, columns, results, features)
@@ -106,7 +106,7 @@ def _input_gradient(cotangent, kernel, shape, stride, padding, exact):
 
 
 def _kernel_gradient(x, cotangent, shape, stride, padding):
-    """A convolution of the images with their cotangent, in which examples and features change places."""
+    """A convolution of the images with the result's cotangent, in which examples and features change places."""
     batch, height, width, features = x.shape
     turned = _transposed(x.swapaxes(0, 1).reshape(height, batch, width * features))
     turned = turned.reshape(height, width, features, batch).transpose(2, 0, 1, 3)
@@ -126,15 +126,15 @@ def _kernel_gradient(x, cotangent, shape, stride, padding):
 
 
 def _transposed(matrices):
-    """One after the other: in one operation the compiler would merge them with what computes their elements or is
-    computed from them, and go through memory in the wrong order, ten times slower.
+    """The matrices transposed, one after the other: in one operation, the compiler would fuse them with what comes
+    before or after, and go through memory in the wrong order, ten times slower.
     """
     return lax.map(jnp.transpose, matrices)
 
 
 class Conv(nn.Module):
-    """A 2-D convolution with explicit padding, as many pixels on every side or as given; computes in ``dtype``, keeps
-    parameters in float32. ``factor`` (features,) scales its result, by way of the kernel.
+    """A 2-D convolution with explicit padding, one number for all sides or a pair for each axis; computes in ``dtype``,
+    keeps parameters in float32. ``factor`` (features,) scales the result, by scaling the kernel and the bias.
     """
 
     features: int
@@ -154,20 +154,20 @@ class Conv(nn.Module):
         x = convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, sides, self.precision)
         if self.use_bias:
             bias = factor * self.param("bias", torch_bias_uniform(size * size * kernel.shape[2]), (self.features,))
-            x = (x + bias).astype(self.dtype)  # added in float32, in which its gradient is then summed
+            x = (x + bias).astype(self.dtype)  # added in float32, so that its gradient is summed in it
         return x
 
 
-# Of few products, so that they may have all digits of float32 on a GPU or TPU as well, where the default has fewer.
+# So few products that a GPU or TPU, too, may compute them in full float32, where the default is less precise.
 Dense = functools.partial(nn.Dense, kernel_init=torch_uniform, precision=lax.Precision.HIGHEST)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation as in PyTorch: the running variance takes the unbiased batch variance (Flax: the biased one).
+    """Batch normalisation as in PyTorch: the running variance averages unbiased batch variances (Flax: biased).
 
     Statistics and sums are float32 whatever the compute precision. With ``axis_name`` the statistics are those of the
-    global batch. With ``of``, a convolution, it is the result of that on ``x`` which is normalised: in evaluation mode
-    its kernel takes the factor in, which leaves an offset to be added.
+    global batch. If a convolution ``of`` is given, its result on ``x`` is normalised; in evaluation mode its kernel
+    absorbs the factor, and only an offset remains to be added.
 
     Attributes:
       momentum: share of the old running statistics that is kept; 0.9 is PyTorch's 0.1.
@@ -194,10 +194,10 @@ class BatchNorm(nn.Module):
         factor = scale * lax.rsqrt(var + self.epsilon)
         offset = bias - mean * factor
         if of is not None and not train:
-            # Added in the type of the convolution, so that a GPU does it within that; its gradient summed in float32.
+            # Added in the convolution's type, so that a GPU fuses the two; the offset's gradient is summed in float32.
             x = of(x, factor)
             return x + jnp.broadcast_to(offset, x.shape).astype(self.dtype)
-        # In float32, in which the gradients of scale and bias, and through the statistics, are then summed.
+        # In float32, so that the gradients of scale and bias, and through the statistics, are summed in it.
         return (x.astype(jnp.float32) * factor + offset).astype(self.dtype)
 
     def _batch_statistics(self, x, running_mean, running_var):
@@ -205,12 +205,13 @@ class BatchNorm(nn.Module):
         x = x.astype(jnp.float32)
         count = x.size // x.shape[-1]
         mean = jnp.mean(x, axes)
-        # By the mean the variance has no derivative: deviations from it sum to zero.
+        # The derivative of the variance with respect to the mean is zero, since deviations sum to zero.
         var = jnp.mean(jnp.square(x - lax.stop_gradient(mean)), axes)
         parts = 1 if self.axis_name is None or self.is_initializing() else lax.axis_size(self.axis_name)
         if parts > 1:
-            # In one collective, since the next layer waits for it: the variance of the whole batch is the mean of those
-            # of its parts and the variance of their means, which are taken from near where they are, to cancel little.
+            # In one collective, since the next layer waits for it: the variance of the whole batch is the mean of the
+            # parts' variances plus the variance of their means, which are taken relative to the running mean, so that
+            # little cancels.
             near = running_mean.value
             off = mean - near
             off, square, within = lax.pmean(jnp.stack([off, jnp.square(off), var]), self.axis_name)
@@ -225,8 +226,8 @@ class BatchNorm(nn.Module):
 
 @jax.custom_jvp
 def relu(x: Array) -> Array:
-    """max(x, 0), its derivative read off the result: nothing else is kept, and a compiler may finish a convolution
-    with it.
+    """max(x, 0), whose derivative is read off the result: nothing else is kept, and a compiler may fuse it into a
+    convolution.
     """
     return jnp.maximum(x, 0)
 
@@ -234,18 +235,18 @@ def relu(x: Array) -> Array:
 @relu.defjvp
 def _relu_jvp(primals, tangents):
     y = relu(*primals)
-    return y, jnp.where(y != 0, tangents[0], 0)  # of "y > 0" XLA would make "x > 0", and keep x
+    return y, jnp.where(y != 0, tangents[0], 0)  # XLA would turn "y > 0" into "x > 0", and keep x
 
 
 def mean_over_positions(x: Array) -> Array:
     """Average pooling of a whole map, (B, H, W, C) -> (B, C) float32."""
-    # XLA's CPU compiler draws the block before into the sum, and in bfloat16 gives NaN then (JAX 0.11).
+    # XLA's CPU compiler fuses the preceding block into the sum, which gives NaN in bfloat16 (JAX 0.11).
     x = x if x.dtype == jnp.float32 else lax.optimization_barrier(x)
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
 
 def normalise(images: Array, mean: Sequence[float] | None, std: Sequence[float] | None) -> Array:
-    """(images - mean) / std a channel; the identity where both are None."""
+    """(images - mean) / std per channel; the identity if both are None."""
     if mean is not None:
         images = images - jnp.asarray(mean, images.dtype)
     return images if std is None else images / jnp.asarray(std, images.dtype)
@@ -258,7 +259,7 @@ def torch_buffers(mean: Sequence[float] | None, std: Sequence[float] | None) -> 
 
 
 def same_padding(size: int, stride: int) -> Padding:
-    """TensorFlow's SAME for lengths that the stride divides: uneven padding has its odd pixel at the end."""
+    """TensorFlow's SAME for lengths that the stride divides: uneven padding has the extra pixel at the end."""
     total = max(size - stride, 0)
     return ((total // 2, total - total // 2),) * 2
 
@@ -269,5 +270,5 @@ def activation(name: str, train: bool) -> Callable[[Array], Array]:
         raise ValueError(f"activation must be 'relu' or 'swish'; got {name!r}")
     if name == "swish":
         return nn.swish
-    # In training a normalisation keeps what it is computed from, and the derivative is had from that.
+    # In training the normalisation keeps its input anyway, from which the derivative is computed.
     return nn.relu if train else relu

@@ -1,6 +1,6 @@
 """Residual networks with pre-activation (He et al. 2016b), in the layouts that robust weights come in.
 
-Submodules carry PyTorch's names; a doubled underscore stands for one of theirs (`lagrangian_jax.interop`).
+Submodules carry PyTorch's names, whose underscore before a number is doubled (`lagrangian_jax.interop`).
 """
 
 import functools
@@ -26,9 +26,7 @@ from lagrangian_jax.models.layers import (
 
 
 class PreActBlock(nn.Module):
-    """Two 3x3 convolutions, normalisation and activation before each, and a shortcut, a convolution where the shape
-    changes.
-    """
+    """Two 3x3 convolutions, each after normalisation and activation, and a shortcut, a convolution if shapes differ."""
 
     features: int
     stride: int
@@ -60,7 +58,8 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """A pre-activation ResNet on CIFAR images (B, H, W, C) in [0, 1]; returns float32 logits (B, num_classes).
 
-    Adversarial-training code has it in variants with the same names of weights, which only these attributes tell apart:
+    Code for adversarial training has variants of it whose weights have the same names; only these attributes tell them
+    apart:
 
     - RobustBench's `PreActBlock` (Wong2020Fast, Andriushchenko2020Understanding): the defaults;
     - Liu's pytorch-cifar: ``preactivated_shortcut=True``;
@@ -76,7 +75,7 @@ class PreActResNet(nn.Module):
       activation: "relu" or "swish".
       layout: names and details of RobustBench's `PreActResNet` ("liu") or `DMPreActResNet` ("deepmind": 3x3 shortcuts,
         padding as TensorFlow's SAME, the normalisation among the weights).
-      mean, std: normalisation of the input a channel, or None.
+      mean, std: normalisation of the input per channel, or None.
       axis_name: mesh axis of the batch, for batch statistics over all devices.
       dtype: precision of convolutions; parameters, statistics and logits are float32.
     """
@@ -123,5 +122,5 @@ class PreActResNet(nn.Module):
         return (logits, outputs) if features else logits
 
     def torch_buffers(self) -> dict[str, np.ndarray]:
-        """What PyTorch's class keeps beside its weights."""
+        """Buffers that PyTorch's class keeps beside its weights."""
         return torch_buffers(self.mean, self.std) if self.layout == "deepmind" else {}

@@ -86,14 +86,14 @@ class ResNet(nn.Module):
     and updates the running ones in the collection ``batch_stats``, which must be mutable.
 
     Attributes:
-      stages: blocks in each stage; four, or three in the networks for CIFAR with option A.
+      stages: blocks in each stage; four stages, or three in the networks for CIFAR with option A.
       num_classes: outputs.
       width: channels of the first stage; 64 in the publications, 16 with option A.
       stem: "cifar" (3x3 stride 1, no pooling; names of most adversarial-training code) or "imagenet" (7x7 stride 2 and
         max-pooling; torchvision's names and initialisation).
       block: the residual block.
       shortcut: where the shape changes, "conv" (a 1x1 convolution) or "pad" (option A, which has no parameters).
-      mean, std: normalisation of the input a channel, or None.
+      mean, std: normalisation of the input per channel, or None.
       axis_name: mesh axis of the batch, for batch statistics over all devices.
       dtype: precision of convolutions; parameters, statistics and logits are float32.
     """

@@ -18,12 +18,12 @@ from lagrangian_jax.models.resnet import Block
 
 
 class Segmentation(NamedTuple):
-    """What the segmentation network makes of images, float32.
+    """Outputs of the segmentation network, float32.
 
     Attributes:
-      logits: (B, num_classes), of the images.
-      foreground: (B, H, W) in [0, 1], that any class is seen at a pixel.
-      attention: (B, H, W) in [0, 1], of the head that weighs the pixels in training.
+      logits: logits of the images, (B, num_classes).
+      foreground: probability that any class is seen at a pixel, (B, H, W) in [0, 1].
+      attention: output of the head that weights the pixels in training, (B, H, W) in [0, 1].
     """
 
     logits: Array
@@ -34,25 +34,25 @@ class Segmentation(NamedTuple):
 class SegmentationNetwork(nn.Module):
     r"""A ResNet that classifies every pixel, without a class for the background.
 
-    With :math:`u_k` the logits of a pixel, it belongs to the foreground with the probability
+    A pixel with the logits :math:`u_k` belongs to the foreground with the probability
 
     .. math:: a = \mathrm{sigmoid}(\log \sum_k e^{u_k}) = \frac{\sum_k e^{u_k}}{1 + \sum_k e^{u_k}}
 
-    and the logits of the image are the mean of those of its pixels, weighed by a in evaluation and by the attention
-    head in training, :math:`z_k = \sum u_k a / \sum a`.
+    and the logits of the image are the weighted mean of its pixels' logits, :math:`z_k = \sum u_k a / \sum a` in
+    evaluation; in training the attention head gives the weights instead of a.
 
     ``network.apply(variables, images, train=False)`` gives logits (B, num_classes), with ``maps=True`` a
-    `Segmentation`; ``train=True``, which updates the statistics in ``batch_stats``, always does: the method
-    `segmentation` needs all of it.
+    `Segmentation`; ``train=True``, which updates the statistics in ``batch_stats``, always gives a `Segmentation`, all
+    of which the method `segmentation` needs.
 
-    The stem's 3x3 convolution is followed by four stages without ReLU at their exit; their output, enlarged, and the
-    stem's go through normalisation and ReLU into a 1x1 convolution, the classifier.
+    The stem's 3x3 convolution is followed by four stages without ReLU at their exit. Their output, enlarged, and the
+    stem's are concatenated and go through normalisation and ReLU into a 1x1 convolution, the classifier.
 
     Attributes:
       stages: blocks in each stage; the total stride is 8 with four.
-      num_classes: of the labels.
+      num_classes: classes of the labels.
       width: channels of the first stage; 64 in the original.
-      mean, std: normalisation of the input a channel, or None.
+      mean, std: normalisation of the input per channel, or None.
       axis_name: mesh axis of the batch, for batch statistics over all devices.
       dtype: precision of convolutions; parameters, statistics and outputs are float32.
 
@@ -97,7 +97,7 @@ class SegmentationNetwork(nn.Module):
 
 
 class EntryBlock(Block):
-    """A basic block with the ReLU at its entry, on the way of the convolutions, in place of the one at its exit."""
+    """A basic block with a ReLU at its entry, before the convolutions only, instead of the one at its exit."""
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -107,7 +107,7 @@ class EntryBlock(Block):
 
 
 class AttentionHead(nn.Module):
-    """The logit of each pixel's weight in training, (B, H, W): two 1x1 convolutions beside a single one."""
+    """The logit of each pixel's weight in training, (B, H, W): two 1x1 convolutions and a shortcut of one."""
 
     features: int
     axis_name: str | None
@@ -141,7 +141,7 @@ def resize_corners(x: Array, size: Sequence[int]) -> Array:
 
 
 def foreground_probability(network: nn.Module, variables: Any, images: Array) -> Array:
-    """The probability of each pixel to belong to the foreground, in evaluation mode: what the ratio weighs with.
+    """The probability that each pixel is foreground, in evaluation mode: weights of the foreground-to-background ratio.
 
     Args:
       network: a `SegmentationNetwork`, from ``models.create("segmentation", ...)``.

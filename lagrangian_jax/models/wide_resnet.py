@@ -1,6 +1,6 @@
 """Wide residual networks (Zagoruyko and Komodakis 2016), in the two layouts that robust weights come in.
 
-Submodules carry PyTorch's names; a doubled underscore stands for one of theirs (`lagrangian_jax.interop`).
+Submodules carry PyTorch's names, whose underscore before a number is doubled (`lagrangian_jax.interop`).
 """
 
 import functools
@@ -60,8 +60,8 @@ LAYOUTS = {
 
 
 class WideBlock(nn.Module):
-    """Two 3x3 convolutions, normalisation and activation before each, and a shortcut, a 1x1 convolution where the
-    channels change, which then takes the activated input.
+    """Two 3x3 convolutions, each after normalisation and activation; where the number of channels changes, the shortcut
+    is a 1x1 convolution of the activated input.
     """
 
     features: int
@@ -110,12 +110,12 @@ class WideResNet(nn.Module):
 
     Attributes:
       depth: layers, 6 n + 4 for n blocks in each of the three groups.
-      widen_factor: the groups have 16, 32 and 64 times as many channels.
+      widen_factor: the groups have 16, 32 and 64 times this many channels.
       num_classes: outputs.
       activation: "relu" or "swish".
       layout: names and details of TRADES' code, RobustBench's `WideResNet` ("trades"), or of DeepMind's, RobustBench's
         `DMWideResNet` ("deepmind": padding as TensorFlow's SAME, the normalisation among the weights).
-      mean, std: normalisation of the input a channel, or None.
+      mean, std: normalisation of the input per channel, or None.
       axis_name: mesh axis of the batch, for batch statistics over all devices.
       dtype: precision of convolutions; parameters, statistics and logits are float32.
     """
@@ -154,5 +154,5 @@ class WideResNet(nn.Module):
         return (logits, outputs) if features else logits
 
     def torch_buffers(self) -> dict[str, np.ndarray]:
-        """What PyTorch's class keeps beside its weights."""
+        """Buffers that PyTorch's class keeps beside its weights."""
         return torch_buffers(self.mean, self.std) if self.layout == "deepmind" else {}

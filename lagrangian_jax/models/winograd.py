@@ -1,12 +1,12 @@
 """Convolutions with half the multiplications: Winograd's F(4, 3) along the height (Lavin and Gray, arXiv 1509.09308).
 
 Four rows of the result depend on six rows of the images and on the kernel's three. Both are evaluated as polynomials at
-six points; there, one product a point takes the place of three a row, 6 for 12; and the four rows are read off:
+six points; there, one product per point replaces three per row (6 instead of 12), and the four rows are read off:
 ``y = A^T ((G k) * (B^T x))``. Along the width and over the channels each point's product is a convolution with a kernel
 of one row, which the device's library does.
 
-The points 0, +-1/sqrt(2), +-sqrt(2) and infinity keep the rounding within three times that of a plain convolution
-(``tests/test_layers.py``); with the usual 0, +-1, +-2 it is half as much again.
+The points 0, +-1/sqrt(2), +-sqrt(2) and infinity keep the rounding error within three times that of a plain convolution
+(``tests/test_layers.py``); with the usual 0, +-1, +-2 it is half as large again.
 """
 
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         g[i] = point ** np.arange(_TAPS) / np.prod(point - others)
         a[:, i] = point ** np.arange(_ROWS)
     b[-1], g[-1, -1], a[-1, -1] = np.poly(points)[::-1], 1, 1
-    # At 0 and infinity a tap would be taken as it is, and the compiler copies it in every iteration of a loop, from
-    # which it takes arithmetic out. The factor is exact.
+    # At 0 and infinity a tap would enter unchanged, and the compiler would copy it in every iteration of a loop, while
+    # it hoists arithmetic out of the loop. The factor 2 is exact.
     for i in (0, -1):
         b[i], g[i] = 2 * b[i], g[i] / 2
     return b, g, a
@@ -65,7 +65,7 @@ def convolution(x: Array, kernel: Array, padding: Padding) -> Array:
 
 
 def _rows(x: Array, height: int, padding: tuple[int, int]) -> list[Array]:
-    """The six rows of each tile of four, for a result of so many rows."""
+    """The six rows of each tile of four, for a result of ``height`` rows."""
     tiles = -(-height // _ROWS)
     low, high = padding
     # Not by jnp.pad, which refuses the negative padding of an input gradient.
