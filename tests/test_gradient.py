@@ -48,7 +48,7 @@ def images():
 
 @pytest.fixture
 def labels():
-    """Both ends of the range are among them."""
+    """Labels that include both ends of the range."""
     return np.array([0, 1, 2, 0, 2, 1, 0, 2], np.int32)
 
 
@@ -171,8 +171,8 @@ class TestProperties:
         other = attack(jax.random.key(1), logits_fn, images, labels)
         np.testing.assert_array_equal(first, same)
         assert (np.abs(first - other).max((1, 2, 3)) > 0).sum() >= 5  # corners may coincide
-        old_style = attack(jax.random.PRNGKey(0), logits_fn, images, labels)
-        np.testing.assert_array_equal(first, old_style)
+        for kind in (jax.random.PRNGKey(0), jax.random.key(0, impl="rbg"), jax.random.PRNGKey(0, impl="rbg")):
+            np.testing.assert_array_equal(first, attack(kind, logits_fn, images, labels))
 
     def test_random_starts_fill_the_ball(self, key):
         images, bound = jnp.full((400, *SHAPE), 0.5), 0.3
@@ -188,7 +188,7 @@ class TestProperties:
 
     @pytest.mark.parametrize("name", ["pgd_linf", "pgd_l2", "mpgd"])
     def test_keeping_the_best_is_never_weaker(self, key, linear_network, images, labels, name):
-        """With steps so long that the last iterate often overshoots."""
+        """The steps are so long that the last iterate often overshoots."""
         weights = linear_network(SHAPE)[1]
 
         def curved(x):
@@ -213,7 +213,7 @@ class TestProperties:
         assert (norms[1] <= norms[0] + 1e-6)[fooled[0]].all()
 
     def test_bounds_and_step_sizes_an_example(self, key, linear_network, images, labels):
-        """What instance-adaptive training needs: each example as if alone with its own bound."""
+        """As instance-adaptive training needs it: each example as if it were alone, with its own bound."""
         logits_fn = linear_network(SHAPE)[0]
         bounds = np.linspace(0, 0.2, len(images)).astype(np.float32)
         for norm in ("linf", "l2"):
@@ -281,7 +281,7 @@ class TestCorruptions:
 
 
 def assert_nearly_all_close(actual, desired):
-    """Within 1e-4, but for the few pixels in reach of a ReLU whose input is all but zero and rounds to either side."""
+    """Within 1e-4, except for the few pixels behind a ReLU whose input is nearly zero and may round to either side."""
     difference = np.abs(actual - desired)
     assert (difference > 1e-4).mean() < 2e-3
     assert difference.max() < 1e-2

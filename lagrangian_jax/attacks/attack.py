@@ -25,17 +25,31 @@ def example_keys(key: Array, batch: int) -> Array:
     """One key per example: ``key`` folded with the position in the batch, unless it already has one key per example.
 
     The harness passes keys folded with the example's index in the data set, so that the same example gets the same
-    perturbation in any batch and on any device. Old-style keys (`jax.random.PRNGKey`) are accepted as well.
+    perturbation in any batch and on any device. Keys of every kind are accepted, old-style ones
+    (`jax.random.PRNGKey`) too; see `threefry`.
     """
     if not hasattr(key, "dtype"):
         raise ValueError(f"key: expected a key of jax.random, such as jax.random.key(0); got {key!r}")
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
+    key = threefry(key)
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
     if key.shape != (batch,):
         raise ValueError(f"key: expected one key, or {batch} keys for {batch} images; got keys of shape {key.shape}")
     return key
+
+
+def threefry(key: Array) -> Array:
+    """The same key, or keys, of JAX's default kind.
+
+    Under `jax.vmap` other kinds (``rbg``, which a TPU draws from faster) give an example numbers that depend on its
+    place in the batch. The first two words of such a key are those of the default kind from the same seed.
+
+    >>> import jax
+    >>> threefry(jax.random.key(3, impl="rbg")) == jax.random.key(3, impl="threefry2x32")
+    Array(True, dtype=bool)
+    """
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return jax.random.wrap_key_data(data[..., :2], impl="threefry2x32")
 
 
 def fold_in(keys: Array, value: int | Array) -> Array:

@@ -22,6 +22,7 @@ import lagrangian_jax
 from lagrangian_jax import attacks, parallel
 from lagrangian_jax import distances as distances_module
 from lagrangian_jax.attacks import Attack
+from lagrangian_jax.attacks.attack import threefry
 from lagrangian_jax.evaluation import files, suites
 from lagrangian_jax.evaluation.examples import Examples
 from lagrangian_jax.evaluation.programs import Programs
@@ -32,8 +33,6 @@ from lagrangian_jax.names import unknown
 from lagrangian_jax.parallel import AXIS
 
 log = logging.getLogger(__name__)
-
-_IMPLEMENTATION = "threefry2x32"
 
 
 def run(
@@ -201,17 +200,12 @@ def _size(weights: tuple[Any, ...]) -> int:
 
 def _key(key: Array | int) -> Array:
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        return jax.random.key(int(key), impl=_IMPLEMENTATION)
-    if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,):
-        return jax.random.wrap_key_data(key, impl=_IMPLEMENTATION)  # jax.random.PRNGKey
-    if not isinstance(key, jax.Array) or not _is_key(key) or key.ndim:
-        raise ValueError(f"key: expected a seed or one key of jax.random.key, got {key!r}")
-    if str(jax.random.key_impl(key)) != _IMPLEMENTATION:
-        raise ValueError(
-            f"key: expected a seed or a {_IMPLEMENTATION} key; those of {jax.random.key_impl(key)} give an "
-            "example random numbers that change with the batch"
-        )
-    return key
+        return threefry(jax.random.key(int(key)))
+    if isinstance(key, jax.Array):
+        old_style = key.dtype == jnp.uint32 and key.shape in ((2,), (4,))  # jax.random.PRNGKey
+        if old_style or (_is_key(key) and key.ndim == 0):
+            return threefry(key)
+    raise ValueError(f"key: expected a seed or one key of jax.random.key, got {key!r}")
 
 
 def _seed(key: Array) -> int:
