@@ -183,8 +183,9 @@ def build_method(config: ConfigDict) -> methods.Method:
 def build_regularisation(config: ConfigDict) -> Regularisation:
     """What a configuration adds to the method's loss."""
     regularisation = Regularisation(**config.regularisation).checked()
-    if regularisation.variation and config.method.name == "standard":
-        raise ValueError("regularisation.variation: expected 0 with the method 'standard', which crafts no images")
+    name = config.method.name
+    if regularisation.variation and name in ("standard", "segmentation"):
+        raise ValueError(f"regularisation.variation: expected 0 with the method {name!r}, which crafts no images")
     return regularisation
 
 

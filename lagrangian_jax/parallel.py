@@ -5,6 +5,7 @@ exchange outside compiled programs.
 """
 
 import io
+import json
 import math
 import os
 import sys
@@ -112,7 +113,7 @@ def broadcast(content: bytes) -> bytes:
         return content
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    size = int(broadcast_one_to_all(np.array(len(content), np.uint32)))
+    size = _size(broadcast_one_to_all(_words(len(content))))
     words = np.zeros(-(-size // 4), np.uint32)  # the broadcast is a sum over processes, in which the others are zero
     if jax.process_index() == 0:
         words.view(np.uint8)[:size] = np.frombuffer(content, np.uint8)
@@ -165,8 +166,9 @@ def together(function: Callable[[], T]) -> T | None:
             found = function()
         except (ValueError, OSError) as caught:
             error = caught
-    name = next((name for name, kind in kinds.items() if isinstance(error, kind)), "")
-    name, _, message = broadcast(f"{name} {error}".encode()).decode().partition(" ")
+    name = next((name for name, kind in kinds.items() if isinstance(error, kind)), None)
+    # JSON, since a message may hold a path whose name is no text.
+    name, message = json.loads(broadcast(json.dumps([name, str(error)]).encode()))
     if name:
         raise known(error or kinds[name](message))
     return found
@@ -194,8 +196,18 @@ def _exchange(content: bytes) -> list[bytes]:
         return [content]
     from jax.experimental.multihost_utils import process_allgather
 
-    sizes = np.asarray(process_allgather(np.array([len(content)], np.int32))).reshape(-1)
-    padded = np.zeros(max(1, sizes.max()), np.uint8)
+    sizes = [_size(words) for words in np.asarray(process_allgather(_words(len(content)))).reshape(-1, 2)]
+    padded = np.zeros(max(1, *sizes), np.uint8)
     padded[: len(content)] = np.frombuffer(content, np.uint8)
     gathered = np.asarray(process_allgather(padded)).reshape(len(sizes), -1)
     return [row[:size].tobytes() for row, size in zip(gathered, sizes, strict=True)]
+
+
+def _words(size: int) -> np.ndarray:
+    """A size as two words of 32 bits, since JAX has no others by default; see `_size`."""
+    return np.array(divmod(size, 2**32), np.uint32)
+
+
+def _size(words: Any) -> int:
+    high, low = map(int, words)
+    return 2**32 * high + low

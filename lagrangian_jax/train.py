@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from lagrangian_jax import data, methods, parallel
-from lagrangian_jax.attacks.attack import predictions
+from lagrangian_jax.attacks.attack import predictions, threefry
 from lagrangian_jax.build import (
     batches_of_epoch,
     build_method,
@@ -101,7 +101,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
     # ---- The state: new, or that of the last checkpoint ------------------------------------
     size = config.data.image_size
     state = initial_state(
-        jax.random.key(config.seed),
+        threefry(jax.random.key(config.seed)),
         network,
         (size, size, 3),
         optimizer,
@@ -175,16 +175,17 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
                 state, metrics = run(state, *batch)
             window.add(step, metrics)  # read one call late, so that the device never waits for the host
             step += count
-            place = step % steps_per_epoch
             monitor.progress(step)
             stop = agreed(signals.received())  # several processes must leave at the same step
+            place = step % steps_per_epoch
+            ends_epoch = place == 0
+            saves = stop or ends_epoch or place % every_checkpoint == 0
 
-            if place == 0 or place % config.train.log_steps == 0:
+            if ends_epoch or place % config.train.log_steps == 0:
                 seen = (images[index[-1]], labels[index[-1]]) if resident else batch[:2]
                 correct = count_correct(state.params, state.batch_stats, *seen)
                 line = {**window.flush(), "clean_accuracy": float(correct) / batch_size}
                 monitor.train(step, {**line, "learning_rate": float(schedule(step - 1))})
-            saves = stop or place == 0 or place % every_checkpoint == 0
             if saves:
                 window.check()
                 window.stop_clock()
@@ -192,7 +193,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> T
                     problem = f"parameters, statistics or momenta are not finite after step {step}"
                     raise parallel.known(NotFinite(problem))
                 position |= {"seconds": time.perf_counter() - started, "window": window.state()}
-            if place == 0 and config.data.validation:
+            if ends_epoch and config.data.validation:
                 accuracies = validate(state, held_out)
                 record = position["best"]
                 better = step > clean_steps and (
@@ -274,7 +275,7 @@ def build_validation(
     config: ConfigDict, network: nn.Module, mesh: Mesh
 ) -> Callable[[TrainState, data.Split], dict[str, float]]:
     """``validate(state, split)``: clean and robust accuracy, exact fractions of the held-out images."""
-    attack = build_validation_attack(config)
+    attack, key = build_validation_attack(config), threefry(jax.random.key(config.seed))
 
     def count(variables, key, images, labels, index, real):
         def logits_fn(images):
@@ -298,7 +299,7 @@ def build_validation(
             rows = np.minimum(index, total - 1)  # the last batch is padded; the padding is not counted
             batch = (split.images[rows], split.labels[rows], index, index < total)
             batch = parallel.split(jax.tree.map(lambda x: _own_share(x, 0), batch), mesh)
-            correct += np.asarray(counted(state.variables(), jax.random.key(config.seed), *batch))
+            correct += np.asarray(counted(state.variables(), key, *batch))
         return {"clean_accuracy": int(correct[0]) / total, "robust_accuracy": int(correct[1]) / total}
 
     return validate
@@ -363,7 +364,7 @@ class Window:
         values = np.stack([np.atleast_1d(np.asarray(x, np.float64)) for x in metrics])
         finite = np.isfinite(values)
         if not finite.all():
-            row, column = np.argwhere(~finite.T)[0][::-1]
-            problem = f"{metrics._fields[row]} is {values[row, column]} at step {step + column + 1}"
+            later, metric = np.argwhere(~finite.T)[0]  # the earliest step first
+            problem = f"{metrics._fields[metric]} is {values[metric, later]} at step {step + later + 1}"
             raise parallel.known(NotFinite(problem))
         self._sums = Metrics(*(np.array(self._sums) + values.sum(axis=1)).tolist())

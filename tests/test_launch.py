@@ -13,6 +13,7 @@ import tarfile
 import textwrap
 
 import jax
+import numpy as np
 import pytest
 
 from lagrangian_jax import config as configuration
@@ -25,7 +26,7 @@ FIELDS = ["--config=cifar10:lagrangian,fast", "--workdir=runs/with space"]
 
 
 def bash(*arguments, check=True, **environment):
-    """Runs bash from elsewhere than the checkout; returns the finished process."""
+    """Runs bash outside the checkout; returns the finished process."""
     unset = {"JAX_PLATFORMS", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "SLURM_SUBMIT_DIR"}
     environment = {**{name: value for name, value in os.environ.items() if name not in unset}, **environment}
     done = subprocess.run(
@@ -36,7 +37,7 @@ def bash(*arguments, check=True, **environment):
 
 
 def stand_in(folder, name, script):
-    """A program of that name, first on the PATH that is returned; it notes its calls in ``calls``."""
+    """Writes a program of that name, which logs its calls in ``calls``; returns a PATH with it in front."""
     path = folder / name
     note = f'printf "%s\\n" "{name} $*" >> {folder / "calls"}'
     path.write_text(f"#!/usr/bin/env bash\n{note}\n{textwrap.dedent(script)}\n")
@@ -99,7 +100,7 @@ def test_a_switch_that_is_set_stays():
 
 
 def test_a_home_that_is_not_set_is_looked_up():
-    """As in a service of systemd."""
+    """HOME is not set in a systemd service, for instance."""
     command = f"set -u; unset HOME XDG_CACHE_HOME; source {LAUNCH / 'env.sh'} cpu; echo $JAX_COMPILATION_CACHE_DIR"
     home = pwd.getpwuid(os.getuid()).pw_dir
     assert bash("-c", command).stdout.strip() == f"{home}/.cache/lagrangian_jax/compiled"
@@ -125,7 +126,7 @@ def test_gpu(tmp_path):
     path = stand_in(tmp_path, "python3", 'echo "$PWD|$JAX_PLATFORMS|$5"; exit 75')
     done = bash(LAUNCH / "gpu.sh", *FIELDS, "--config.seed=1", check=False, PATH=path)
     assert done.returncode == 75
-    assert done.stdout.strip() == "/|cuda,cpu|--config.seed=1"  # where it was called: relative paths are of there
+    assert done.stdout.strip() == "/|cuda,cpu|--config.seed=1"  # where it was called, as relative paths need
 
 
 def test_slurm(tmp_path):
@@ -197,7 +198,7 @@ def test_tpu_goes_on_when_it_is_taken_away_or_asked_to_stop(tmp_path, code, told
 
 
 def test_tpu_that_could_not_be_looked_at_is_found_again(tmp_path):
-    """gcloud fails now and then: a slice that is there, and costs, is not waited for."""
+    """gcloud fails now and then: a slice that exists, and costs money, must not be taken for absent."""
     stand_in(tmp_path, "sleep", "")
     blind = 'if [ "$4" = describe ] && [ -e ' + f"{tmp_path}/blind ]; then rm {tmp_path}/blind; exit 1; fi"
     run = "[ -e lived ] || { touch lived blind; exit 1; }"
@@ -207,7 +208,7 @@ def test_tpu_that_could_not_be_looked_at_is_found_again(tmp_path):
 
 @pytest.mark.parametrize(("fails", "reached"), [("*mount*", ["ssh"]), ("*lagrangian_jax.main*", ["ssh", "ssh"])])
 def test_tpu_run_that_fails_is_not_run_again(tmp_path, fails, reached):
-    """Given again after something was mended, what is new is sent to the slice that is there."""
+    """Run again after a fix, the command sends what is new to the slice that exists."""
     path = stand_in(
         tmp_path, "gcloud", f'case "$4" in describe) echo READY ;; ssh) case "$*" in {fails}) exit 2 ;; esac ;; esac'
     )
@@ -220,7 +221,7 @@ def test_tpu_run_that_fails_is_not_run_again(tmp_path, fails, reached):
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_tpu_gets_the_tracked_files_as_they_are(tmp_path, code):
-    """What is not committed, too; what git does not track is named. Nothing stays behind on this machine."""
+    """Including uncommitted changes; untracked files are named. Nothing stays behind on this machine."""
     checkout, temporary = tmp_path / "checkout", tmp_path / "temporary"
     shutil.copytree(LAUNCH, checkout / "launch")
     temporary.mkdir()
@@ -247,7 +248,7 @@ def test_tpu_gets_the_tracked_files_as_they_are(tmp_path, code):
 
 
 def test_tpu_host_is_prepared_again(tmp_path):
-    """The hosts' script itself, in a folder: what is there from the first time neither stops the second nor stays."""
+    """Runs the hosts' script in a folder: what the first run left neither stops the second nor stays."""
     programs, mounted = tmp_path / "host" / ".local" / "bin", tmp_path / "mounted"
     programs.mkdir(parents=True)
     # As mount and uv do, `set -C` and `mkdir` refuse what is there.
@@ -279,7 +280,7 @@ def test_tpu_host_is_prepared_again(tmp_path):
         """,
     )
     removed = tmp_path / "host" / "lagrangian_jax" / "removed_since.py"
-    for share in ("nfs:/x", "nfs:/x/", "nfs:/other one"):  # the kernel knows no slash at the end
+    for share in ("nfs:/x", "nfs:/x/", "nfs:/other one"):  # the kernel drops a slash at the end
         bash(*TPU[:4], share, *TPU[5:], PATH=path)
         assert mounted.read_text().strip() == ("nfs:/x" if share == "nfs:/x/" else share)
         assert not removed.exists()
@@ -300,6 +301,12 @@ def test_an_allocation_of_several_tasks_is_not_yet_a_job_of_several_processes(mo
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     parallel.start()
     assert joined == [()]
+
+
+def test_sizes_that_processes_exchange_may_be_large():
+    for size in (0, 5, 2**31, 2**32 + 5):
+        words = parallel._words(size)
+        assert (words.dtype, parallel._size(words)) == (np.uint32, size)
 
 
 def test_gke():

@@ -142,10 +142,13 @@ def test_wrong_options_are_told(options, message):
         training_step(NETWORK, BRIGHTER, optax.sgd(RATE), None, 1, 0.0, Regularisation(**options))
 
 
-def test_standard_training_has_nothing_to_vary():
-    config = configuration.load("digits:standard")
+@pytest.mark.parametrize(
+    ("options", "method"), [("digits:standard", "standard"), ("segmentation_cifar", "segmentation")]
+)
+def test_without_crafted_images_nothing_varies(options, method):
+    config = configuration.load(options)
     config.regularisation.variation = 0.1
-    with pytest.raises(ValueError, match=r"regularisation\.variation: expected 0 with the method 'standard'"):
+    with pytest.raises(ValueError, match=rf"regularisation\.variation: expected 0 with the method '{method}'"):
         build_regularisation(config)
 
 

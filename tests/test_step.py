@@ -79,7 +79,7 @@ def _tiny(method, average=0.0, augmentation=None, steps_per_epoch=2):
 
 
 def _placed(state, mesh):
-    """A copy on the devices of the mesh: a step gives its input's memory away."""
+    """A copy on the mesh's devices, needed because a step donates its input's memory."""
     return parallel.replicate(jax.tree.map(jnp.copy, state), mesh)
 
 

@@ -83,6 +83,11 @@ def test_metrics_have_no_gaps(whole):
     assert {"loss", "clean_accuracy", "adversarial_accuracy", "perturbation_l2", "saturated"} <= set(lines[0])
 
 
+def test_the_kind_of_keys_that_the_environment_sets_changes_nothing(whole, dataset, tmp_path):
+    with jax.default_prng_impl("rbg"):
+        _assert_same(train(_config(), tmp_path, dataset), whole[0])
+
+
 def test_the_learning_rate_of_a_line_is_that_of_its_last_step(whole):
     schedule = build_schedule(_config(), 4)
     lines = [line for line in _lines(whole[1]) if line["kind"] == "train"]

@@ -215,7 +215,7 @@ def _seed(key: Array) -> int:
 
 def example_keys(key: Array, name: str, index: np.ndarray) -> Array:
     """One key per example: the key folded with the name of what is done and with the example's index."""
-    named = jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
+    named = jax.random.fold_in(threefry(key), np.uint32(zlib.crc32(name.encode())))
     return jax.vmap(jax.random.fold_in, (None, 0))(named, jnp.asarray(index.astype(np.uint32)))
 
 
