@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Everything that is to be measured on an accelerator, in under 10 minutes on one H100 or H200:
+# Makes all measurements that an accelerator is wanted for, in under 10 minutes on one H100 or H200:
 #   bash benchmarks/accelerator.sh DIR
-# Each measurement leaves DIR/NAME.json and DIR/NAME.log; what is there already is not measured again, so the same
-# command goes on where it was stopped. DIR/budget says what they are worth. A measurement that fails, or takes longer
-# than it may, is told at the end, and the exit code is 1. `python -m benchmarks.targets DIR` prints the results beside
-# the targets, as this does at its end.
+# Each measurement leaves DIR/NAME.json and DIR/NAME.log; one that is already there is not made again, so the same
+# command goes on where it was stopped. DIR/budget records the budget they were made with. A measurement that fails, or
+# exceeds its time limit, is reported at the end, and the exit code is 1. `python -m benchmarks.targets DIR` prints the
+# results beside the targets, as this script does at its end.
 #
-# BUDGET=tiny   small networks, few images, hasty compilation, in minutes on a CPU: tries the script, measures nothing
-# TIME          seconds after which nothing goes on (590)
-# PYTHON        the interpreter (python3): with PyTorch, JAX for the device, and what the package depends on
-# WHEELS        a folder of wheels for a machine without a network (.wheels); they are installed for this run.
-#               Where PyTorch, JAX, Flax, Optax, Orbax, Pillow and scikit-learn are, what is missing travels beside the
-#               checkout, fetched where there is a network with
+# BUDGET=tiny   small networks, few images, hasty compilation, in minutes on a CPU: tests the script, measures nothing
+# TIME          seconds after which everything stops (590)
+# PYTHON        the interpreter (python3), which has PyTorch, JAX for the device, and the package's dependencies
+# WHEELS        a folder of wheels for a machine without a network (.wheels); they are installed for this run only.
+#               For a machine that has PyTorch, JAX, Flax, Optax, Orbax, Pillow and scikit-learn, fetch the rest into
+#               the checkout, where there is a network, with
 #                 pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #                   --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d .wheels \
 #                   ml-collections tensorboardX tqdm grain array-record portpicker importlib-resources
-# shellcheck disable=SC2054  # the commas are of arguments
+# shellcheck disable=SC2054  # the commas belong to arguments
 set -uo pipefail
 directory=$(mkdir -p "${1:?usage: bash benchmarks/accelerator.sh DIR}" && cd "$1" && pwd)
 cd "$(dirname "$0")/.." || exit 1
@@ -83,7 +83,7 @@ measure() {
   [ "$budget" = tiny ] && limit=$left # a CPU may be slow
   echo "== $name ($SECONDS s)"
   limit=$((left < limit ? left : limit))
-  # Under another name until it is whole: one that is stopped is measured again.
+  # Written under another name until it is complete, so that a measurement that was stopped is made again.
   local code=0
   timeout --kill-after=5 "$limit" "$python" -m "benchmarks.$module" "$@" --output="$directory/$name.part" \
     >"$directory/$name.log" 2>&1 || code=$?
@@ -92,7 +92,7 @@ measure() {
       mv "$directory/$name.part" "$directory/$name.json"
       tail -n 12 "$directory/$name.log"
       ;;
-    124 | 137) missing+=("$name: stopped after $limit s; the same command goes on, with what is compiled by then") ;;
+    124 | 137) missing+=("$name: stopped after $limit s; the same command goes on, with what is already compiled") ;;
     *) missing+=("$name: failed; $(tail -n 1 "$directory/$name.log")") ;;
   esac
 }

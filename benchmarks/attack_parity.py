@@ -1,11 +1,11 @@
-"""Every attack here against the original implementations' recorded results: the tables of ``docs/parity.md``.
+"""Compares every attack with recorded results of the original implementations: the tables of ``docs/parity.md``.
 
     python -m benchmarks.attack_parity --recorded=../shared/reference/golden
     python -m benchmarks.attack_parity --recorded=../shared/reference/golden --attacks=jpeg,snow --again
 
-The folder holds ``results.csv`` (a row an attack), the attacked network and the AlexNet of LPIPS; the images are the
-first of CIFAR-10's test set. Results go to ``results/attack_parity/results.json`` as they come, rows that are there are
-not run again, and the tables are written anew; ``--check`` only says whether they are what the results say.
+The folder holds ``results.csv`` (a row per network and attack), the attacked networks and LPIPS's AlexNet; the images
+are the first of CIFAR-10's test set. Results go to ``results/attack_parity/results.json`` as they come; rows that are
+already there are not run again. Then the tables are rewritten; ``--check`` only says whether they match the results.
 """
 
 import argparse
@@ -29,7 +29,7 @@ RESULTS = ROOT / "results" / "attack_parity" / "results.json"
 DOCUMENT = ROOT / "docs" / "parity.md"
 
 LPIPS = "lpips_alexnet_cifar"
-# The recorded row: the attack here, with the parameters that the original was called with.
+# By recorded row: the attack here, and the parameters that the original was called with.
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "clean": ("none", {}),
     "gaussian_noise": ("gaussian_noise", {}),
@@ -67,10 +67,10 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "aa_linf": ("autoattack", {"norm": "linf", "bound": 8 / 255}),
     "aa_l2": ("autoattack", {"norm": "l2", "bound": 1.0}),
 }
-# These look for the smallest perturbation; one that is larger than this does not count.
+# These attacks look for the smallest perturbation; one that is larger than this does not count.
 LARGEST_NORM = {"ddn100": 1.0, "cw_l2": 1.0}
 
-# Table 7 of the paper: the recorded row that comes nearest, and the mean l2 norm printed there.
+# The paper's Table 7: attack, the recorded row that comes nearest, and the mean l2 norm printed there.
 TABLE_7 = [
     ("Ours", "lag", 1.31),
     ("LPA", "lpa_official", 2.45),
@@ -84,7 +84,7 @@ TABLE_7 = [
     ("Gaussian blur", "gaussian_blur", 5.68),
     ("PGD0", "pgd0_official", 7.87),
 ]
-ANY_NETWORK = ("gaussian_noise", "gaussian_blur", "elastic_zero_flow")  # measured on the whole test set besides
+ANY_NETWORK = ("gaussian_noise", "gaussian_blur", "elastic_zero_flow")  # also measured on the whole test set
 
 
 def main(arguments: list[str]) -> int:
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--recorded", type=pathlib.Path, help="folder of results.csv; without it only tables are made")
     parser.add_argument("--attacks", type=lambda text: text.split(","), help="rows of results.csv, comma-separated")
-    parser.add_argument("--again", action="store_true", help="run rows that are already in the results")
+    parser.add_argument("--again", action="store_true", help="also run rows that are already in the results")
     parser.add_argument("--check", action="store_true", help="exit status 1 if the tables are out of date")
     options = parser.parse_args(arguments)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(recorded: pathlib.Path, attacks: list[str] | None, done: dict):
-    """Runs what is not done; yields the name of a row, such as A/jpeg, and what is known of it."""
+    """Runs the rows that are not done; yields each one's name, such as A/jpeg, and its results."""
     with open(recorded / "results.csv") as file:
         originals = [row for row in csv.DictReader(file) if row["attack"] in (attacks or ATTACKS)]
     images, labels = cifar10_test()
@@ -173,7 +173,7 @@ def run(row: str, recorded: pathlib.Path, logits_fn: Callable, images: np.ndarra
 
 def norm_without_network(row: str, images: np.ndarray) -> float:
     attack = create(row, ROOT)
-    logits_fn = lambda images: images.mean((1, 2))  # noqa: E731  any network: it is not looked at
+    logits_fn = lambda images: images.mean((1, 2))  # noqa: E731  any network: the attack ignores it
     labels = np.zeros(1000, np.int32)
     parts = [
         np.asarray(attack(jax.random.key(start), logits_fn, part, labels)) - part
@@ -238,7 +238,7 @@ def norms(results: dict) -> str:
 
 
 def written(text: str, tables: dict[str, str]) -> str:
-    """``text`` with each table between its pair of comments, ``<!-- name -->`` and ``<!-- /name -->``."""
+    """``text`` with each table put between its pair of comments, ``<!-- name -->`` and ``<!-- /name -->``."""
     for name, table in tables.items():
         before, rest = text.split(f"<!-- {name} -->")
         after = rest.split(f"<!-- /{name} -->")[1]

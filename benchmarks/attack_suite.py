@@ -1,12 +1,12 @@
-"""Speed of every attack, and of a whole suite: images a second, passes of the network, compilation, memory.
+"""Speed of every attack, and of a whole suite: images per second, passes of the network, compilation, memory.
 
     python -m benchmarks.attack_suite --images=128 --output=results/attack_suite/cpu.json
     python -m benchmarks.attack_suite --attacks=fgsm,jpeg,square --images=8 --width=4 --most=3 --suite=none
 
-A ResNet-18 with random weights attacks random images; the labels are what it predicts, so that attacks which skip
-misclassified examples have all of them to do. ``--cache`` keeps compiled programs: a second run with it shows what is
-left of the compilation. Peak memory is what the process (on a CPU) or the device grew by during the attack; a device
-tells its peak since the start alone, so there an attack that needs less than an earlier one shows nothing.
+The attacked network is a ResNet-18 with random weights, on random images. The labels are its predictions, so that no
+attack can skip an example as misclassified. ``--cache`` keeps compiled programs: a second run with it shows how much
+compilation is left. Peak memory is the growth of the process (on a CPU) or of the device during the attack; a device
+only reports its peak since the start, so there an attack that needs less than an earlier one shows nothing.
 """
 
 import argparse
@@ -49,11 +49,11 @@ def main(arguments: list[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="benchmarks.attack_suite"
     )
     parser.add_argument("--attacks", type=lambda text: text.split(","), default=list(lj.attacks.names()))
-    parser.add_argument("--suite", default="cifar10_table1", help="a suite to run whole besides, or none")
+    parser.add_argument("--suite", default="cifar10_table1", help="a suite to run as a whole, too, or none")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
-    parser.add_argument("--width", type=int, default=16, help="of the network; 64 is the paper's")
-    parser.add_argument("--most", type=int, help="caps steps, queries and the like, for a quick look")
+    parser.add_argument("--width", type=int, default=16, help="width of the network; the paper's is 64")
+    parser.add_argument("--most", type=int, help="cap on steps, queries and the like")
     parser.add_argument("--cache", type=pathlib.Path, help="a directory for compiled programs")
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
     options = parser.parse_args(arguments)
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
         ]
         return {"rows": rows, "wall_seconds": time.perf_counter() - started, "peak_bytes": memory_peak() - before}
 
-    lj.evaluation.run(network, images, labels, suite=[Row("none")], variables=variables)  # the program that predicts
+    lj.evaluation.run(network, images, labels, suite=[Row("none")], variables=variables)  # compiles prediction
     measured = []
     print(f"{'attack':21s} images/s  gradients  passes  compilation     memory")
     for name in options.attacks:
@@ -138,10 +138,10 @@ def suite_rows(name: str, most: int | None):
 
 
 def memory_start() -> int:
-    """Bytes in use now; on a CPU the process's peak is counted anew from here."""
+    """What `memory_peak` grows from: a device's peak so far; on a CPU the bytes in use, with the peak reset to them."""
     if jax.default_backend() != "cpu":
         return memory_peak()
-    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then since the start of the process
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then that since the start
         pathlib.Path("/proc/self/clear_refs").write_text("5")
     return _resident("VmRSS")
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.exactness --config=cifar10:lagrangian,slim --weights=runs/slim --output=results/exactness.json
 
-``plain`` is float32 under ``jax.default_matmul_precision("highest")``, with convolutions as they are defined;
-``float32`` what runs by default (on a CPU with Winograd's convolutions, on other devices as they do); ``bfloat16`` what
-``--config.precision=bfloat16`` does, as in the preset ``fast``. PGD attacks each in its own arithmetic.
+``plain`` is float32 under ``jax.default_matmul_precision("highest")``, with convolutions computed as they are defined;
+``float32`` is the default (Winograd convolutions on a CPU, whatever the device does elsewhere); ``bfloat16`` is
+``--config.precision=bfloat16``, as in the preset ``fast``. PGD attacks the network in the arithmetic being measured.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def _measure(config: ConfigDict, weights: pathlib.Path, output: pathlib.Path | N
 
 
 def compare(config: ConfigDict, classes: int, variables: Any, images: data.Split) -> dict[str, Any]:
-    """By arithmetic: the largest and the rms change of a logit and changed predictions, against ``plain``; accuracy."""
+    """Per arithmetic: largest and rms change of a logit, and changed predictions, against ``plain``; accuracies."""
     found: dict[str, dict[str, float]] = {}
     pixels, batch = images.images.astype(np.float32) / np.float32(255), config.evaluation.batch_size
     exact = None

@@ -1,14 +1,15 @@
-"""The least time that arithmetic and memory allow: operations and bytes of an image, counted; seconds on a card.
+"""The least time that arithmetic and memory allow: counted operations and bytes per image, and seconds on a card.
 
     python -m benchmarks.floors --config=cifar10:lagrangian,fast
     python -m benchmarks.floors --config=cifar10:lagrangian,fast --compile --output=results/floors.json
     python -m benchmarks.floors --config=cifar10:lagrangian,fast --compile --target=h100
 
-Bytes are counted twice. Of the convolutions alone: each reads what it multiplies and writes its result, and all else
-happens on the way (everything fused, no pass over activations besides). And, with ``--compile``, by XLA for the
-program that it makes for this device, which has those passes; loops are taken apart first, since XLA counts their
-bodies once. ``--target`` is a device that need not be at hand: ``h100`` (with ``jax[cuda12]`` installed), or a TPU
-topology like ``v5e:2x2`` (with ``jax[tpu]``; takes minutes). ``--text=FOLDER`` keeps the programs, to be read.
+Bytes are counted in two ways. The first is for the convolutions alone: each reads its operands and writes its result,
+and everything else is fused into them, without further passes over activations. The second, with ``--compile``, is
+XLA's count for the program that it compiles for this device, which has such passes; the update and a step of the attack
+are compiled apart, since XLA counts a loop's body only once. ``--target`` is a device that need not be at hand:
+``h100`` (with ``jax[cuda12]`` installed), or a TPU topology like ``v5e:2x2`` (with ``jax[tpu]``; takes minutes).
+``--text=FOLDER`` keeps the programs, for reading.
 """
 
 import argparse
@@ -36,11 +37,11 @@ from lagrangian_jax.parallel import AXIS
 from lagrangian_jax.state import TrainState, initial_state
 from lagrangian_jax.step import resident_steps, training_step
 
-IMAGES = 50_000  # of an epoch
+IMAGES = 50_000  # in an epoch
 
 
 class Card(NamedTuple):
-    """What was measured on a card: operations a second of large bfloat16 products, bytes a second of copies."""
+    """A card's measured rates: operations per second of large bfloat16 products, bytes per second of copies."""
 
     name: str
     operations: float
@@ -48,7 +49,7 @@ class Card(NamedTuple):
 
 
 CARDS = (Card("H100", 790e12, 3.0e12), Card("H200", 790e12, 4.3e12))
-# What XLA's compiler must know of an H100 that is not there; figures of NVIDIA's, in its own notation.
+# What XLA's compiler must know about an H100 that is not there: NVIDIA's figures, in XLA's notation.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048  fpus_per_core: 128
@@ -66,9 +67,9 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--compile", action="store_true", help="ask XLA, too, for the bytes of its program")
-    parser.add_argument("--target", help="compile for h100 or a TPU topology in place of this device")
-    parser.add_argument("--text", type=pathlib.Path, help="a folder for the compiled programs")
+    parser.add_argument("--compile", action="store_true", help="also ask XLA for the bytes of its program")
+    parser.add_argument("--target", help="compile for h100 or a TPU topology instead of this device")
+    parser.add_argument("--text", type=pathlib.Path, help="a folder in which to keep the compiled programs")
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
     try:
         arguments, config = configuration.parse(argv, parser)
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> int:
         return configuration.fail(str(error), code=2)
     configuration.prepare_jax(config)
     if arguments.target:
-        jax.config.update("jax_enable_compilation_cache", False)  # of a device that is not there it can read nothing
+        jax.config.update("jax_enable_compilation_cache", False)  # it reads no programs for a device that is not there
     result = {"config": arguments.config, "precision": config.precision, **counted(config)}
     if arguments.compile or arguments.target:
         result["target"] = arguments.target
@@ -90,23 +91,23 @@ def main(argv: list[str]) -> int:
 
 
 def floors(card: Card, operations: float, moved: dict[str, float]) -> dict[str, float]:
-    """Seconds of an epoch, of which the largest is the floor, by what bounds them."""
+    """Seconds per epoch, by what bounds them; the largest is the floor."""
     times = {"arithmetic": operations / card.operations, **{k: v / card.bandwidth for k, v in moved.items()}}
     return {name: IMAGES * value for name, value in times.items()}
 
 
 def counted(config: configuration.ConfigDict) -> dict[str, Any]:
-    """``operations`` and ``bytes`` (those of convolutions) of one image in a training step; nothing is compiled."""
+    """``operations`` and ``bytes`` (of the convolutions) per image of a training step; nothing is compiled."""
     run, arguments = step_of(config, build_method(config))
     batch = config.train.batch_size
-    with jax.default_matmul_precision("highest"):  # plain convolutions: what a CPU does instead is no floor
+    with jax.default_matmul_precision("highest"):  # plain convolutions: a CPU's own way is no floor
         moved = operations.total(convolution_bytes, run, *arguments)
         counted = operations.count(run, *arguments)
     return {"operations": counted / batch, "bytes": {"convolutions": moved / batch}}
 
 
 def convolution_bytes(equation: core.JaxprEqn) -> float:
-    """What a convolution or matrix product reads and writes, if nothing of it is kept."""
+    """Bytes that a convolution or matrix product reads and writes, if none of them are kept in a cache."""
     if not operations.is_product(equation):
         return 0.0
     arrays = [variable.aval for variable in (*equation.invars, *equation.outvars)]
@@ -120,13 +121,14 @@ def device(target: str | None) -> jax.Device:
     if target == "h100":
         options = {"topology": "1x1x1", "target_config": H100}
         return topologies.get_topology_desc(target, "cuda", **options).devices[0]
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is nobody to ask which slice this is
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no server to ask which slice this is
     return topologies.get_topology_desc(target, "tpu").devices[0]
 
 
 def compiled(config: configuration.ConfigDict, device: jax.Device, folder: pathlib.Path | None) -> dict[str, float]:
-    """Bytes that XLA's program reads and writes for an image: in ``update``, and in ``attack_step``, of which there are
-    several in a step. What an operation reads and writes counts in full, as if there were no cache.
+    """Bytes per image that XLA's programs read and write: ``update``, and ``attack_step``, of which a step has several.
+
+    What an operation reads and writes counts in full, as if there were no cache.
     """
     mesh = Mesh(np.array([device]), (AXIS,))
     run, arguments = step_of(config, methods.create("standard"), mesh)

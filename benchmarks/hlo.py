@@ -1,11 +1,11 @@
-"""Reads bytes off the text of a compiled program (HLO)."""
+"""Counts bytes in the text of a compiled program (HLO)."""
 
 import math
 import re
 
 
 def accessed(program: str) -> float:
-    """Bytes that the instructions of a program's entry read and write; loops in it are not followed.
+    """Bytes that the instructions of a program's entry computation read and write; loops are not followed.
 
     >>> accessed("ENTRY %main (a: f32[4]) -> f32[4] {\\n  %a = f32[4]{0} parameter(0)\\n"
     ...          "  %b = bf16[4]{0} fusion(%a), calls=%f\\n  ROOT %c = f32[4]{0} fusion(%b, %a), calls=%g\\n}")
@@ -21,7 +21,7 @@ def accessed(program: str) -> float:
         sizes[name] = size_of(kind)
         if operation not in ("parameter", "get-tuple-element", "tuple", "bitcast", "constant"):
             read = sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", rest.split(")")[0]))
-            total += read + sizes[name] - size_of(" ".join(re.findall(r"u8\[\d*\]", kind)))  # less a work space
+            total += read + sizes[name] - size_of(" ".join(re.findall(r"u8\[\d*\]", kind)))  # without work space
     return float(total)
 
 

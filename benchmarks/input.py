@@ -1,12 +1,12 @@
-"""Whether the device waits for its data: a training step as training feeds it, against one on data that is there.
+"""Whether the device waits for its data: a training step fed as in training, against one on resident data.
 
     python -m benchmarks.input --config=cifar10:lagrangian,fast
     python -m benchmarks.input --config=imagenet100:lagrangian,fast --output=results/input_imagenet.json
 
 A configuration whose data live on the device is fed indices; one that streams is fed from JPEG files of ImageNet's
 usual size, 500 x 375, written to a temporary folder. Both sides run the same program, in turns. Waiting is the share of
-a fed run that the host spends on a batch before it can hand over the next step; it costs only what the device does not
-cover with work of its own, which is what the ratio tells.
+a fed run that the host spends on getting batches before it can launch the next step. It costs time only where the
+device has no work left meanwhile; the ratio tells how much.
 """
 
 import argparse
@@ -39,9 +39,9 @@ CLASSES = 10
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="of each side, in turns")
-    parser.add_argument("--calls", type=int, default=4, help="programs run in a round")
-    parser.add_argument("--files", type=int, default=1024, help="that are streamed, at least a batch")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each side, in turns")
+    parser.add_argument("--calls", type=int, default=4, help="calls of the program in a round")
+    parser.add_argument("--files", type=int, default=1024, help="number of files to stream, at least a batch")
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
     try:
         arguments, config = configuration.parse(argv, parser)
@@ -78,7 +78,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def resident(config: configuration.ConfigDict) -> tuple[Callable, int, Iterator[tuple], int]:
-    """``run(state, *batch)``, steps a call, the batches, and how many of them are made ahead; images on the device."""
+    """``run(state, *batch)``, steps per call, batches, and how many of them are made ahead; for resident images."""
     mesh, size, batch = parallel.mesh(), config.data.image_size, config.train.batch_size
     count = config.train.steps_per_call or (1 if jax.default_backend() == "cpu" else 50)
     examples, rng = 2 * count * batch, np.random.default_rng(0)
@@ -98,7 +98,7 @@ def resident(config: configuration.ConfigDict) -> tuple[Callable, int, Iterator[
 def streamed(
     config: configuration.ConfigDict, source: data.Source, stack: contextlib.ExitStack
 ) -> tuple[Callable, int, Iterator[tuple], int]:
-    """The same of images that are decoded on the way."""
+    """The same, for images that are decoded on the fly."""
     mesh = parallel.mesh()
     stream = data.stream(
         source,
@@ -113,7 +113,7 @@ def streamed(
         for batch in stream:
             yield parallel.split((batch["images"], batch["labels"], batch["index"]), mesh)
 
-    # Each worker's threads read ahead, and it keeps two more; without workers, threads here do.
+    # Each worker's threads read ahead, and it buffers two more batches; without workers, this process's threads do.
     ahead = 5 * config.data.workers or (os.cpu_count() or 1) + 1
     return streaming_step(step_of(config, None), mesh, len(source)), 1, batches(), ahead
 
@@ -132,24 +132,24 @@ def measure(
     rounds: int,
     calls: int,
 ) -> dict[str, Any]:
-    """Median seconds a step, fed and on one batch that is there; the share of a fed round spent on getting batches."""
-    there = next(batches)
-    state, metrics = run(state, *there)  # compiles
+    """Median seconds per step, fed and on one resident batch; the share of a fed round spent on getting batches."""
+    resident_batch = next(batches)
+    state, metrics = run(state, *resident_batch)  # compiles
     jax.block_until_ready(metrics)
     times: dict[str, list[float]] = {"fed": [], "resident": []}
     waits = []
     for _ in range(rounds):
         for side, values in times.items():
             for _ in range(ahead if side == "fed" else 0):
-                next(batches)  # made while nobody asked: they would hide how long one takes
+                next(batches)  # those made beforehand would hide how long one takes
             wait, before = 0.0, None
             started = time.perf_counter()
             for _ in range(calls):
                 asked = time.perf_counter()
-                batch = next(batches) if side == "fed" else there
+                batch = next(batches) if side == "fed" else resident_batch
                 wait += time.perf_counter() - asked
                 state, metrics = run(state, *batch)
-                jax.block_until_ready(before)  # as training does: one call late
+                jax.block_until_ready(before)  # one call late, as in training
                 before = metrics
             jax.block_until_ready(metrics)
             values.append((time.perf_counter() - started) / (calls * steps))
@@ -161,7 +161,7 @@ def measure(
 
 
 def photographs(folder: pathlib.Path, count: int) -> FolderSource:
-    """JPEG files with the detail of photographs, some 100 kB each: noise of many scales."""
+    """Writes JPEG files as detailed as photographs, about 100 kB each: noise of several scales."""
     rng, files = np.random.default_rng(0), []
     for number in range(count):
         if number < 16:

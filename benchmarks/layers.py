@@ -1,11 +1,11 @@
-"""What the layers of a training step cost on a CPU, by how they are computed, and how sums round.
+"""What the layers of a training step cost on a CPU, for several ways to compute them, and how sums round.
 
     python -m benchmarks.layers --output=results/layers.json
 
-XLA's library YNN does ``all`` that it can by default; the ``sums`` alone, as `config.prepare_jax` has it (convolutions
-go to Eigen); or ``none``. ``plain`` is ``sums`` without Winograd's convolutions. The shapes are those of a ResNet-18's
-four stages. Milliseconds are the least of the rounds, in turns, so that all see the same machine; the error of a sum
-over the batch is relative, against float64.
+XLA's library YNN computes ``all`` that it can by default; products and ``sums`` only, as `config.prepare_jax` sets it
+(convolutions go to Eigen); or ``none``. ``plain`` is ``sums`` without Winograd convolutions. The shapes are those of a
+ResNet-18's four stages. Milliseconds are the least of several rounds, in turns, so that all ways see the same machine;
+the error of a sum over the batch and positions is relative, against float64.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(batch: int, size: int, channels: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of each piece and errors of a sum at one shape, by the way; printed, too."""
+    """Measures and prints, at one shape and for each of `WAYS`: milliseconds of each piece, and the error of a sum."""
     rng = np.random.default_rng(0)
     x, y = (jnp.asarray(rng.normal(0.5, 1, (batch, size, size, channels)), jnp.float32) for _ in range(2))
     kernel = jnp.asarray(rng.normal(0, (9 * channels) ** -0.5, (3, 3, channels, channels)), jnp.float32)

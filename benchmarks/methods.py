@@ -1,13 +1,13 @@
-"""What a training step of each method costs: evaluations of the network, operations and seconds, beside PGD-10's.
+"""What a training step of each method costs: evaluations of the network, operations and seconds, next to PGD-10's.
 
     python -m benchmarks.methods --output=results/methods.json
     python -m benchmarks.methods --methods=standard,lagrangian,pgd_linf --config.network.width=64
 
 Evaluations and operations are counted in the programs, with the parameters and the network of configs/cifar10.py.
-Seconds are measured, in turns, as ``--config`` says, with each method in place of the one that it names and its
-presets on top; by default with a slim network that a CPU affords. `pgd_linf` is PGD-10, unless a preset says otherwise;
-`pgd_5` is the same with 5 steps, which the paper says is what the Lagrangian step costs. Carlini and Wagner's attack
-ends early where it can: counted is the most that it may take.
+Seconds are measured, in turns, with the configuration and presets of ``--config``, in which each method replaces the
+one named there; the default is a slim network that a CPU can afford. `pgd_linf` is PGD-10, unless a preset changes it;
+`pgd_5` is the same with 5 steps, which according to the paper costs as much as a Lagrangian step. Carlini and Wagner's
+attack ends early where it can; the count is the most that it may take.
 """
 
 import argparse
@@ -41,11 +41,11 @@ NAMES = (*methods.names(), "pgd_5")
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", default="", help="comma-separated; all if not given")
-    parser.add_argument("--rounds", type=int, default=3, help="of the measurement; 0 counts only")
-    parser.add_argument("--seconds", type=float, default=0.0, help="of each method in a round; at least two steps")
+    parser.add_argument("--methods", default="", help="comma-separated; default: all")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of measurement; 0 counts only")
+    parser.add_argument("--seconds", type=float, default=0.0, help="per method and round; at least two steps")
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
-    parser.add_argument("--config", default="cifar10:slim", help="as for training; its method is replaced by each")
+    parser.add_argument("--config", default="cifar10:slim", help="as for training; each method replaces its method")
     arguments, overrides = parser.parse_known_args(argv)
     names = arguments.methods.split(",") if arguments.methods else NAMES
     try:
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
         config = configurations[names[0]]
         configuration.prepare_jax(config)
         for each in configurations.values():
-            build_method(each)  # refuses values that it does not take
+            build_method(each)  # raises for values that it does not take
     except (configuration.UsageError, ValueError) as error:
         return configuration.fail(str(error), code=2)
     rows = {name: count(paper(name)) for name in names}
@@ -93,7 +93,7 @@ def paper(name: str) -> ConfigDict:
 
 
 def measured(name: str, spec: str, overrides: Sequence[str]) -> ConfigDict:
-    """The configuration of ``FILE[:method,preset,...]`` with a method in place of that one.
+    """The configuration ``FILE[:method,preset,...]``, with another method instead of that one.
 
     Args:
       name: one of `NAMES`.
@@ -121,8 +121,8 @@ def count(config: ConfigDict) -> dict[str, float]:
     """What one step costs, after any warm-up.
 
     Returns:
-      ``gradients`` of the network by the images and ``passes`` besides, both of the attack alone, and ``operations``:
-      those of the whole step with its update, where 1 is a pass of the network over the batch.
+      ``gradients`` of the network by the images and other ``passes``, both for the attack alone; and ``operations`` of
+      the whole step with its update, in units of one pass of the network over the batch.
     """
     method, network = build_method(config), build_network(config, 10)
     rounds = config.method.get("steps", 1)
@@ -146,7 +146,7 @@ def count(config: ConfigDict) -> dict[str, float]:
 
 
 class Probe(nn.Module):
-    """A matrix product: a pass computes logits once, a gradient by the images besides a product of the images' size."""
+    """One matrix product: a pass is a product of the logits' size, a gradient by the images adds one of the images'."""
 
     @nn.compact
     def __call__(self, images, train=False, features=False):
@@ -155,11 +155,11 @@ class Probe(nn.Module):
 
 
 def evaluations(method: methods.Method, rounds: int = 1) -> tuple[float, float]:
-    """The gradients by the images and the other passes of a method's attack, counted in its program.
+    """How many gradients by the images and how many other passes a method's attack takes, counted in its program.
 
     Args:
       method: from `methods.create`.
-      rounds: of loops whose end depends on what they compute.
+      rounds: how often loops run whose end depends on what they compute.
 
     >>> evaluations(methods.create("lagrangian"))
     (5.0, 0.0)

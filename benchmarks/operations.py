@@ -13,8 +13,8 @@ def count(function: Callable, *arguments: Any, rounds: int = 1) -> float:
     """Operations (a multiplication and an addition are two) of one call.
 
     Element-wise work and reductions are not counted: they are bound by memory, not arithmetic. Products with the zeros
-    of padding or dilation are counted as the convolution computes them without dilation: the transposed convolution of
-    a strided one costs what the strided one does.
+    of padding are counted, those with the zeros of dilation are not: the transposed convolution of a strided one costs
+    what the strided one does.
 
     >>> import jax.numpy as jnp
     >>> count(lambda a, b: jax.lax.fori_loop(0, 3, lambda i, a: a @ b, a), jnp.ones((2, 4)), jnp.ones((4, 4)))
@@ -24,24 +24,24 @@ def count(function: Callable, *arguments: Any, rounds: int = 1) -> float:
 
 
 def total(cost: Callable[[core.JaxprEqn], float], function: Callable, *arguments: Any, rounds: int = 1) -> float:
-    """The sum of ``cost`` over all that one call executes.
+    """The sum of ``cost`` over all equations that one call executes.
 
     Args:
-      cost: of one equation of the program; loops and calls are followed, not asked for.
+      cost: of one equation of the program; should be 0 for loops and calls, since their bodies are followed.
       function: what is called.
       arguments: its arrays, or `jax.ShapeDtypeStruct` of them.
-      rounds: how often a loop goes round whose end depends on what it computes.
+      rounds: how often a loop runs whose end depends on what it computes.
     """
     return _total(cost, jax.make_jaxpr(function)(*arguments).jaxpr, rounds)
 
 
 def _total(cost: Callable[[core.JaxprEqn], float], jaxpr: core.Jaxpr, rounds: int) -> float:
-    # Without what nothing depends on: the attack's gradients of weights, which XLA leaves out too.
+    # Leave out what nothing depends on, such as the attack's gradients of weights, as XLA does.
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     result = 0.0
     for equation in needed.eqns:
         name = equation.primitive.name
-        if name == "cond":  # one branch runs; where they differ for platforms they do the same work
+        if name == "cond":  # one branch runs; branches for different platforms do the same work
             result += max(_total(cost, branch.jaxpr, rounds) for branch in equation.params["branches"])
         else:
             times = {"scan": equation.params.get("length"), "while": rounds}.get(name, 1)

@@ -1,4 +1,4 @@
-"""What a measurement leaves: its numbers, and what they were measured with and on."""
+"""Writes a measurement: its numbers, and the software and machine that they come from."""
 
 import json
 import os

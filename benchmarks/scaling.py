@@ -2,10 +2,10 @@
 
     python -m benchmarks.scaling --config=cifar10:lagrangian,slim --output=results/scaling.json
 
-Virtual CPU devices share the machine's cores, so their step gets no faster; what is measured is what the program adds
-when it is split: its time over that of one device with the same global batch. The collectives are those of the compiled
-program: what it sends does not depend on what it runs on. The model takes counted operations and bytes to hardware
-whose figures are stated below.
+Virtual CPU devices share the machine's cores, so the step gets no faster on more of them; what is measured is what
+splitting the program adds: its time over that of one device with the same global batch. The collectives are those of
+the compiled program: what it sends does not depend on what it runs on. The model applies the counted operations and
+bytes to hardware whose figures are stated below.
 """
 
 import argparse
@@ -36,9 +36,9 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 
 def collectives(program: str) -> dict[str, dict[str, int]]:
-    """Counts the collectives in the text of a compiled program, by kind: how many, and bytes of their results.
+    """Counts the collectives in the text of a compiled program, by kind: how many, and the bytes of their results.
 
-    One that stands in a loop is counted once.
+    One inside a loop is counted once.
 
     >>> collectives("%x = f32[8,4]{1,0} all-reduce(%y), replica_groups={}\\n"
     ...             "%z = (f32[2]{0}, s32[3]{0}) all-reduce-start(%a, %b), channel_id=1")
@@ -58,11 +58,11 @@ class Hardware(NamedTuple):
     Attributes:
       name: what it is.
       devices: how many.
-      operations: a second and device, dense bfloat16 products, as published.
-      share: of these that the step reaches.
-      bandwidth: bytes a second that one device sends in an all-reduce, as published.
+      operations: per second and device, in dense bfloat16 products, as published.
+      share: the share of these that the step reaches.
+      bandwidth: bytes per second that one device sends in an all-reduce, as published.
       latency: seconds of a small all-reduce over all devices.
-      input: decoded images a second of all hosts together.
+      input: images per second that all hosts together decode.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Hardware(NamedTuple):
 
 # Peak rates and link speeds as published. An H200's NVLink 4 gives 450 GB/s a direction; a v5e chip's four ICI links
 # 4 x 400 Gbit/s, of which a ring all-reduce over a 16 x 16 torus uses two at a time. A host core decodes, crops and
-# resizes some 150 images of ImageNet a second; an H200 host has 192 of them, a v5e host 224 for 8 chips.
+# resizes about 150 ImageNet images per second; an H200 host has 192 of them, a v5e host 224 for 8 chips.
 CORE = 150.0
 HARDWARE = (
     Hardware("8 x H200, one host", 8, 989e12, 0.40, 450e9, 30e-6, 192 * CORE),
@@ -88,11 +88,11 @@ def modelled(hardware: Hardware, operations: float, sent: float, count: int, bat
     """Seconds of a step on paper.
 
     Args:
-      hardware: where.
+      hardware: the cluster.
       operations: of one example.
-      sent: bytes of all all-reduces of a step.
-      count: how many all-reduces there are.
-      batch: examples of a step, over all devices.
+      sent: bytes of all all-reduces in a step.
+      count: number of all-reduces in a step.
+      batch: examples in a step, over all devices.
     """
     n = hardware.devices
     compute = math.ceil(batch / n) * operations / (hardware.operations * hardware.share)
@@ -101,8 +101,8 @@ def modelled(hardware: Hardware, operations: float, sent: float, count: int, bat
 
 
 def smallest_efficient_batch(hardware: Hardware, operations: float, sent: float, count: int, share: float = 0.8) -> int:
-    """The batch below which more devices stop paying: the all-reduce, in sequence, leaves the step less than ``share``
-    of its time for computing."""
+    """The smallest batch at which all devices pay off: computing is at least ``share`` of a step whose all-reduce does
+    not overlap it."""
     batch = hardware.devices
     while True:
         times = modelled(hardware, operations, sent, count, batch)
@@ -127,7 +127,7 @@ def step_of(config: configuration.ConfigDict, batch: int) -> tuple[Any, tuple[An
 
 
 def measure(config: configuration.ConfigDict, seconds: float) -> dict[str, Any]:
-    """The step on the devices of this process: median seconds, and the collectives of its program."""
+    """Measures the step on this process's devices: median seconds, and the collectives of its program."""
     run, (state, *batch) = step_of(config, config.train.batch_size)
     compiled = run.lower(state, *batch).compile()
     times: list[float] = []
@@ -145,10 +145,10 @@ def measure(config: configuration.ConfigDict, seconds: float) -> dict[str, Any]:
 
 
 def counted(config: configuration.ConfigDict) -> dict[str, Any]:
-    """Operations of one example and collectives of a step, from the program for two devices; nothing is run."""
+    """Operations of one example and collectives of a step, from the program for two devices; runs nothing."""
     run, arguments = step_of(config, 2 * jax.device_count())
     return {
-        "operations": operations.count(run, *arguments) / 2,  # of one device's share, two examples
+        "operations": operations.count(run, *arguments) / 2,  # counted for one device's share, two examples
         "collectives": collectives(run.lower(*arguments).compile().as_text()),
     }
 
@@ -176,7 +176,7 @@ def paper(name: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_a_process(devices: int, *arguments: str) -> dict[str, Any]:
-    """This module with so many virtual devices, which must be set before JAX starts; its JSON."""
+    """Runs this module with so many virtual devices, which must be set before JAX starts; returns its JSON."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
     command = [sys.executable, "-m", "benchmarks.scaling", *arguments]
@@ -186,7 +186,7 @@ def in_a_process(devices: int, *arguments: str) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement")
     parser.add_argument("--paper", default="cifar10:lagrangian,fast imagenet100:lagrangian,fast", help="configurations")
     parser.add_argument("--child", choices=["measure", "count"], help=argparse.SUPPRESS)
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
@@ -199,9 +199,10 @@ def main(argv: list[str]) -> int:
         print(json.dumps(found))
         return 0
     result: dict[str, Any] = {"config": arguments.config, "batch_size": config.train.batch_size, "measured": []}
-    there = [in_a_process(devices, *argv, "--child=measure") for devices in DEVICES]
-    back = [in_a_process(devices, *argv, "--child=measure") for devices in reversed(DEVICES)]
-    for one, other in zip(there, reversed(back), strict=True):  # so that what else the machine does falls on all alike
+    # Once in each order, so that whatever else the machine does affects all alike.
+    ascending = [in_a_process(devices, *argv, "--child=measure") for devices in DEVICES]
+    descending = [in_a_process(devices, *argv, "--child=measure") for devices in reversed(DEVICES)]
+    for one, other in zip(ascending, reversed(descending), strict=True):
         turns = [one["step_seconds"], other["step_seconds"]]
         result["measured"].append({**one, "step_seconds": statistics.mean(turns), "turns": turns})
     result["paper"] = [

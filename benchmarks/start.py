@@ -1,10 +1,10 @@
-"""Seconds from a command to its first training step: the first time, and again with its compiled programs kept.
+"""Seconds from a command to its first training step: the first time, and again with the compiled programs kept.
 
     python -m benchmarks.start
     python -m benchmarks.start --output=results/start.json --config=digits --config.network.width=64
 
-Runs ``python -m lagrangian_jax.main`` twice in new work directories with one new compilation cache, and ends it after
-its first line of metrics. There are no clean epochs: the first step is the method's.
+Runs ``python -m lagrangian_jax.main`` twice, in new work directories that share a new compilation cache, and ends each
+run after its first line of metrics. There are no clean epochs, so the first step is the method's own.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""The targets for an accelerator beside what was measured, as a Markdown table.
+"""The targets for an accelerator beside the measurements, as a Markdown table.
 
     python -m benchmarks.targets DIR
 
-DIR holds what ``bash benchmarks/accelerator.sh DIR`` left. What is not there is shown as not measured.
+DIR holds what ``bash benchmarks/accelerator.sh DIR`` wrote. What is missing there is shown as not measured.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Result = dict[str, Any]
-EPOCH, EPOCHS = 48_976, 100  # training images of the `fast` preset, which holds 1,024 out; its epochs
+EPOCH, EPOCHS = 48_976, 100  # of the `fast` preset: training images (1,024 are held out), and epochs
 TEST_IMAGES = 10_000
 
 
@@ -21,12 +21,12 @@ class Target(NamedTuple):
     """One line of the table.
 
     Attributes:
-      what: is measured.
-      name: of the JSON file.
-      value: of its content.
-      limit: what is wanted, in the unit that is shown.
-      most: whether the limit is the most (times) or the least (speeds).
-      unit: shown behind numbers.
+      what: what is measured.
+      name: the JSON file, without its suffix.
+      value: computes the measured value from the file's content.
+      limit: the value wanted, in the unit shown.
+      most: whether the limit is an upper one (times) or a lower one (speeds).
+      unit: shown after numbers.
     """
 
     what: str
@@ -38,7 +38,7 @@ class Target(NamedTuple):
 
 
 def training_minutes(result: Result) -> float:
-    """The steps of 100 epochs, with compilation; all as costly as the method's, which the 3 clean epochs are not."""
+    """100 epochs with compilation, counting every step at the method's cost, although the 3 clean epochs cost less."""
     steps = EPOCH // result["batch_size"] * EPOCHS
     return (steps * result["step_seconds"]["lagrangian_jax"] + result["compile_seconds"]) / 60
 
@@ -48,12 +48,12 @@ def step_over(other: str) -> Callable[[Result], float]:
 
 
 def suite_minutes(result: Result) -> float:
-    """The suite on the whole test set: its seconds grow with the images, compilation does not."""
+    """The suite on the whole test set: its seconds grow with the number of images, its compilation does not."""
     return _whole_test_set(result, [result["suite"]])
 
 
 def autoattack_minutes(result: Result) -> float:
-    """Its four attacks, each on every image, as on a network that withstands all of them: the most it may take."""
+    """Its four attacks, each on every image, as if the network withstood them all: the most that it may take."""
     return _whole_test_set(result, result["attacks"])
 
 

@@ -1,7 +1,7 @@
 """The same training step in PyTorch, for comparison: ResNet-18, the Lagrangian attack in train mode, SGD.
 
-Written from the algorithm (lagrangian_jax.attacks.lagrangian, lagrangian_jax.step); takes resident uint8 images and
-augments them, as the step here does.
+Written from the algorithm (lagrangian_jax.attacks.lagrangian, lagrangian_jax.step). It takes resident uint8 images and
+augments them, as the JAX step does.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def lagrangian(
     network: nn.Module, images: torch.Tensor, labels: torch.Tensor, also: tuple[nn.Parameter, ...] = (), steps: int = 5
 ) -> torch.Tensor:
-    """The attack's images; the gradients of ``also`` are computed besides, and thrown away."""
+    """The attack's images; the gradients by ``also`` are computed, too, and thrown away."""
     perturbation = 0.01 * torch.randn_like(images)
     for step in range(steps):
         perturbation.requires_grad_(True)
@@ -72,21 +72,20 @@ def build(
     statistics: str = "train",
     released: bool = False,
 ) -> Callable[[], None]:
-    """``step()``: one training step on the next batch.
+    """Makes ``step()``, which runs one training step on the next batch.
 
     Args:
       width: of the network.
-      batch: images of a step.
+      batch: images in a step.
       device: "cpu" or "cuda".
       channels_last: the layout of images and kernels.
-      bfloat16: autocast.
-      compiled: ``torch.compile`` of the network.
-      graph: the whole step recorded as a CUDA graph and replayed: nothing is launched from Python any more.
-      statistics: batch normalisation in the attack, "train" or "eval".
-      released: as the released code does it, whose ``backward()`` in the attack computes the gradients of the weights
-        as well.
+      bfloat16: whether to use autocast.
+      compiled: whether to ``torch.compile`` the network.
+      graph: record the whole step as a CUDA graph and replay it, so that Python no longer launches each kernel.
+      statistics: of batch normalisation in the attack, "train" or "eval".
+      released: do as the released code, whose ``backward()`` in the attack computes the gradients of the weights, too.
     """
-    if device == "cuda":  # as fast as it goes in float32, too; XLA's convolutions and products use TF32 as well
+    if device == "cuda":  # as fast as it goes, also in float32: XLA's convolutions and products use TF32, too
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -110,7 +109,7 @@ def build(
         images = images[example, torch.arange(3, device=device)[None, :, None, None], *places]
         images = images.contiguous(memory_format=layout)
         with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-            # A compiled backward pass computes the gradients of all that requires one, asked for or not.
+            # A compiled backward pass computes the gradients of everything that requires one, asked for or not.
             network.train(statistics == "train").requires_grad_(released)
             adversarial = lagrangian(forward, images, labels[rows], tuple(network.parameters()) if released else ())
             network.train().requires_grad_(True)

@@ -1,10 +1,10 @@
-"""Speed of a training step: images a second, TFLOP/s, share of the measured peak, compilation, memory.
+"""Speed of a training step: images per second, TFLOP/s, share of the measured peak, compilation, memory.
 
     python -m benchmarks.train_step --config=cifar10 --peer=torch
     python -m benchmarks.train_step --config=cifar10:lagrangian,fast --peer=torch --output=results/train_step.json
 
 With ``--peer=torch`` the same step runs in PyTorch on the same device, in turns with ours, so that both see the same
-machine; the ratio is of the medians. Random images: speed does not depend on their content.
+machine; the ratio is of the medians. The images are random: speed does not depend on their content.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", choices=["torch"], help="compare with PyTorch on the same device")
     parser.add_argument(
-        "--peer-options", default="channels_last", help="of channels_last,bfloat16,compile,graph,released; or none"
+        "--peer-options", default="channels_last", help="any of channels_last,bfloat16,compile,graph,released; or none"
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="a round's length, at least one call")
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
 
 
 def ours(config: configuration.ConfigDict) -> dict:
-    """Our step, compiled: what is known of it, and ``call``, which runs it once."""
+    """Our step, compiled: what is known about it, and ``call``, which runs the program once."""
     mesh = parallel.mesh()
     batch = config.train.batch_size
     per_call = config.train.steps_per_call or (1 if jax.default_backend() == "cpu" else 50)
@@ -132,8 +132,8 @@ def ours(config: configuration.ConfigDict) -> dict:
 
 
 def timed_compilation(compilation: Callable[[], Any]) -> tuple[Any, float]:
-    """What a compilation returns and the seconds it takes, also where its program was compiled before and only read:
-    the cache of compiled programs tells how long that took, in whole seconds."""
+    """What a compilation returns and the seconds it takes. If the program was compiled before and is only read, the
+    cache of compiled programs tells how long that took, in whole seconds."""
     saved = [0.0]
 
     def note(event: str, seconds: float, **_: Any) -> None:
@@ -150,7 +150,7 @@ def timed_compilation(compilation: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def peak(precision: str) -> float:
-    """Operations a second of a large matrix product, the most that this machine gives in this precision."""
+    """Operations per second of a large matrix product, the most that this machine gives in this precision."""
     on_cpu = jax.default_backend() == "cpu"
     size = 2048 if on_cpu else 8192
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
@@ -166,13 +166,13 @@ def peak(precision: str) -> float:
 
 
 def in_turns(sides: dict[str, Callable[[], None]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds a call of each side, measured in alternating rounds after one call each to warm up."""
+    """Seconds of each side's calls, measured in alternating rounds after one call each to warm up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for call in sides.values():
         call()
     for _ in range(rounds):
         for name, call in sides.items():
-            call()  # the caches are the other side's
+            call()  # the caches hold the other side's data
             until = time.perf_counter() + seconds
             while True:
                 started = time.perf_counter()

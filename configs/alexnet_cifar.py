@@ -4,9 +4,10 @@
     python -m lagrangian_jax.distances.convert runs/alexnet_cifar/weights.safetensors \
         lagrangian_jax/distances/alexnet_cifar_features.safetensors --half
 
-How perceptual-advex trained its own is not published; this is stochastic gradient descent for 12 epochs, three to four
-minutes each on a core. The file that comes with the package is this run's (seed 0): 79.03 % of the 10,000 clean test
-images classified correctly, of which 20 were decoded from JPEG in the copy at hand, as were 72 of the training images.
+How perceptual-advex trained its network is not published; this is stochastic gradient descent for 12 epochs of three
+to four minutes each on one core. The packaged file comes from this run (seed 0), which classifies 79.03 % of the 10,000
+clean test images correctly. In the copy of CIFAR-10 that was used, 20 of these and 72 of the training images had been
+decoded from JPEG.
 """
 
 from functools import partial

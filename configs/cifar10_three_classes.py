@@ -2,14 +2,14 @@
 
     python -m lagrangian_jax.main --config=configs/cifar10_three_classes.py:carlini_wagner
 
-15,000 training and 3,000 test images, by the recipe of configs/cifar10.py. Carlini and Wagner's attack finds the
-closest adversarial images, at hundreds of gradients each: three classes are what the paper could afford to train on
-them, and it tells neither the number of steps nor the three methods it compares with. Chosen here: 5 rounds of 50
-steps; `lagrangian`, `pgd_l2` and `pat`. The figure's attack is `pgd_l2` in 40 steps at bounds of 0.1 to 2.
+15,000 training and 3,000 test images, with the recipe of configs/cifar10.py. Carlini and Wagner's attack finds the
+closest adversarial images, at hundreds of gradients each, so the paper could afford to train on them for three classes
+only. It states neither the number of steps nor the three methods that it compares with; chosen here are 5 rounds of 50
+steps, and `lagrangian`, `pgd_l2` and `pat`. The figure's attack is `pgd_l2` in 40 steps, at bounds from 0.1 to 2.
 
 Presets, after the method: ``configs/cifar10_three_classes.py:carlini_wagner,smoke``
-  slim        width 16 and 4 epochs, for a CPU; hours with C&W (`lagrangian_jax.reproduce figure5 --dry-run`)
-  comparison  every method for a CPU at one budget: as many epochs, and attacks of 5 gradients
+  slim        width 16 and 4 epochs, for a CPU; takes hours with C&W (`lagrangian_jax.reproduce figure5 --dry-run`)
+  comparison  every method at the same budget, for a CPU: equally many epochs, and attacks of 5 gradients
   smoke       a few steps on a tiny network
 """
 
@@ -33,7 +33,7 @@ def slim(config: ConfigDict) -> None:
 
 
 def comparison(config: ConfigDict) -> None:
-    """`slim` with the methods as configs/cifar10.py compares them, on 1,000 test images, every class its share."""
+    """`slim`, with the methods of configs/cifar10.py's `comparison`, on 1,000 test images stratified by class."""
     slim(config)
     config.method = base(f"cifar10:{config.method.name},comparison").method
     config.evaluation.examples = 1000

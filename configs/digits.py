@@ -1,16 +1,16 @@
-"""Handwritten digits that ship inside scikit-learn (8x8, upsampled to 32x32 RGB): the embedded default.
+"""Handwritten digits that come with scikit-learn (8x8, enlarged to 32x32 RGB): the default, nothing to download.
 
-A slim ResNet-18 on 1,000-odd images. It shows every part of a run, not the paper's numbers. On 360 test images, seed 0:
-99 % clean, 97 % under PGD in linf at 8/255 and about 70 % under the Lagrangian attack (68.9 and 71.4 in two runs of
-different versions), where `standard` has 98.9, 91.9 and 22.8. A first run takes three minutes of a processor's time.
+A slim ResNet-18 on 1,000-odd images, which shows every part of a run, but not the paper's numbers. On 360 test images,
+seed 0: 99 % clean, 97 % under PGD in linf at 8/255 and about 70 % under the Lagrangian attack (68.9 and 71.4 in two
+runs with different versions); `standard` has 98.9, 91.9 and 22.8. A first run takes three minutes of processor time.
 
     python -m lagrangian_jax.main
     python -m lagrangian_jax.main --config=configs/digits.py:standard
     python -m lagrangian_jax.main --config=configs/digits.py:lagrangian,smoke
 
-Every method of configs/cifar10.py, with its parameters there, but for attacks of hundreds of gradients: `msd` takes 10
-steps in place of 50 (larger ones), `ddn` 20 in place of 100, `carlini_wagner` 3 rounds of 20 in place of 5 of 50. And
-`iaat` warms up for 3 of the 8 epochs, in place of 13 of 100.
+Every method has its parameters from configs/cifar10.py, except for attacks that take hundreds of passes of the network:
+`msd` takes 10 larger steps instead of 50, `ddn` 20 instead of 100, and `carlini_wagner` 3 rounds of 20 instead of 5 of
+50. And `iaat` warms up for 3 of the 8 epochs, instead of 13 of 100.
 """
 
 from functools import partial

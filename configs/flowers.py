@@ -2,12 +2,12 @@
 
     python -m lagrangian_jax.main --config=configs/flowers.py --config.data.dir=FOLDER
 
-``FOLDER/<class>/*.jpg``; a fixed stratified fifth of the images is the test set, since the paper names no split. It
-compares its method with PGD training in linf and l2, whose bounds it does not tell: those of configs/imagenet100.py.
-Nothing is selected, so nothing is held out.
+The images are ``FOLDER/<class>/*.jpg``. A fixed stratified fifth of them is the test set, since the paper names no
+split. The paper compares its method with PGD training in linf and l2 without stating their bounds; here they are those
+of configs/imagenet100.py. No checkpoint is selected, so no images are held out.
 
 Presets, after the method: ``configs/flowers.py:lagrangian,slim``
-  early_stopping  the epoch of best robust accuracy on 1,000 held-out training images
+  early_stopping  the epoch with the best robust accuracy on 1,000 held-out training images
   slim            width 16 at 64 pixels and a few epochs, for a CPU
   smoke           a few steps on a tiny network
 """

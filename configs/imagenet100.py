@@ -1,26 +1,27 @@
-"""ImageNet-100 (every 10th class of ImageNet by WordNet id) as in the paper: ResNet-34, 90 epochs of which 3 clean.
+"""ImageNet-100 (every 10th class of ImageNet by WordNet id) as in the paper: ResNet-34, 90 epochs, the first 3 clean.
 
     python -m lagrangian_jax.main --config=configs/imagenet100.py
 
-The paper's Table 2: clean 70.25, unseen mean 53.21. Images stream from TFDS `imagenet2012` through Grain; the decoding
-processes are ``data.workers``. Differences from the released script: the last partial batch of an epoch is dropped.
+The paper's Table 2: clean 70.25, unseen mean 53.21. Images stream from TFDS `imagenet2012` through Grain, which
+decodes them in ``data.workers`` processes. One difference from the released script: the last partial batch of an epoch
+is dropped.
 
-The methods are those of Table 2. The paper trains them by this recipe and tunes the strength of each attack towards a
-clean accuracy of 70 %, but tells no strength except its own; no code of the others was released:
+The methods are those of Table 2. The paper trains them with this recipe and tunes the strength of each attack towards
+a clean accuracy of 70 %, but states only that of its own method; it released no code for the others:
 
-  method            original trained                             chosen here
-  lagrangian        -                                            released code: multiplier 0.45, step size 0.25
-  pgd_linf, pgd_l2  robust_overfitting has no ImageNet;          4/255 and 4.0, the budgets of Table 2's columns, in 10
-                    ImageNet at 4/255 is common                  steps of a quarter of the bound
-  pat               ResNet-50, self-LPIPS or AlexNet at 0.25     AlexNet at 0.25, the paper's distance, 10 steps; needs
-                                                                 ``--config.method.weights=FILE``, or
-                                                                 ``--config.method.distance=self_lpips``
-  jpeg              UAR: ResNet-50, 10 steps, a random wrong     0.5, four times the column's budget, 10 untargeted
-                    class, bound scaled at random, learning      steps; the paper's row is at clean 72.43
-                    rate warmed up over 5 epochs
+  method            originally trained with                        chosen here
+  lagrangian        -                                              released code: multiplier 0.45, step size 0.25
+  pgd_linf, pgd_l2  robust_overfitting has no ImageNet; 4/255 is   4/255 and 4.0, the budgets of Table 2's columns, in
+                    common on ImageNet                             10 steps of a quarter of the bound
+  pat               ResNet-50, self-LPIPS or AlexNet at 0.25       AlexNet at 0.25, the paper's distance, 10 steps;
+                                                                   needs ``--config.method.weights=FILE``, or
+                                                                   ``--config.method.distance=self_lpips``
+  jpeg              UAR: ResNet-50, 10 steps, a random wrong       0.5, four times the column's budget, 10 untargeted
+                    class, bound scaled at random, learning rate   steps; the paper's row is at clean 72.43
+                    warmed up over 5 epochs
 
 Presets, after the method: ``configs/imagenet100.py:lagrangian,fast``
-  early_stopping  the paper's ES rows: the epoch of best robust accuracy on 1,000 held-out training images
+  early_stopping  the paper's ES rows: the epoch with the best robust accuracy on 1,000 held-out training images
   fast            bfloat16, batch 512, evaluation-mode statistics in the attack, averaged weights, best by validation
   slim            width 16 at 64 pixels and a few epochs, for a CPU
   smoke           a few steps at 64 pixels on a tiny network

@@ -1,14 +1,15 @@
-"""CIFAR-10's segmentation network, from image labels alone: the foreground of the foreground-to-background ratio.
+"""A segmentation network for CIFAR-10, from image labels alone: the foreground in the foreground-to-background ratio.
 
     python -m lagrangian_jax.main --config=configs/segmentation_cifar.py --workdir=runs/segmentation
     python -m lagrangian_jax.main --config=configs/segmentation_cifar.py:slim --workdir=runs/segmentation-slim
 
-The network and its training are those of charlieLehman/yapwrap in April 2019, the smallest of its three versions; the
-paper does not tell which it used. 90 epochs of SGD with Nesterov's momentum, 0.1 (the attention head 0.001) to zero by
-a cosine, images normalised. Different from there: reflected padding, and the last epoch rather than the best one.
+The network and its training are those of charlieLehman/yapwrap in April 2019, in the smallest of its three versions;
+the paper does not say which it used. It is trained for 90 epochs of SGD with Nesterov momentum on normalised images;
+the learning rate falls from 0.1 (for the attention head, 0.001) to zero along a cosine. Deviations: reflected padding,
+and the last epoch rather than the best one.
 
 Presets, after the colon:
-  slim   width 16, 4 epochs and the head at the network's rate, for a CPU
+  slim   width 16, 4 epochs, and the attention head at the network's learning rate, for a CPU
   smoke  a few steps on a tiny network
 """
 
@@ -18,7 +19,7 @@ from lagrangian_jax.config import base, choose, set_method, smoke
 
 
 def slim(config: ConfigDict) -> None:
-    """For a CPU: a quarter of the width, a few epochs, in which the head at its own rate would stay as it began."""
+    """For a CPU: a quarter of the width, and so few epochs that the head, at its own rate, would stay as it began."""
     config.network.width = 16
     config.optimizer.relative_rates.attn0 = 1.0
     config.train.epochs = 4
@@ -26,7 +27,7 @@ def slim(config: ConfigDict) -> None:
 
 
 def smoke_without_clean_epochs(config: ConfigDict) -> None:
-    """`smoke`; the first epoch, too, trains the segmentation."""
+    """`smoke`, with the first epoch training the segmentation, too."""
     smoke(config, batch_size=32, steps=2, examples=32)
     config.train.clean_epochs = 0
     config.evaluation.suite = "clean"

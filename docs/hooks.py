@@ -1,7 +1,7 @@
-"""What the site's build does besides mkdocs: formulas become MathML, docstrings' reStructuredText Markdown, and the
-figures of ``results/`` part of the site.
+"""What the site's build adds to mkdocs: formulas become MathML, the reStructuredText of docstrings becomes Markdown,
+and the figures in ``results/`` become part of the site.
 
-MathML needs no script and no font from elsewhere, so the site works without a network.
+MathML needs no external script or font, so the site works without a network.
 """
 
 import html
@@ -20,7 +20,7 @@ RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Figures of `results/` go where `on_page_markdown` looks for them."""
+    """Puts the figures of `results/` where the links that `on_page_markdown` writes point."""
     for figure in RESULTS.glob("*/*.png"):
         target = f"pictures/{figure.relative_to(RESULTS).as_posix()}"
         files.append(File.generated(config, target, abs_src_path=str(figure)))
@@ -31,7 +31,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def on_page_content(content: str, **_: object) -> str:
-    """Formulas, which `pymdownx.arithmatex` marks, as MathML."""
+    """Turns formulas, which `pymdownx.arithmatex` marks, into MathML."""
 
     def mathml(match: re.Match) -> str:
         display = "block" if match[1] == "div" else "inline"
@@ -42,7 +42,7 @@ def on_page_content(content: str, **_: object) -> str:
 
 
 def markdown(docstring: str) -> str:
-    """The few constructions of reStructuredText that docstrings here use, in Markdown.
+    """Turns the few constructions of reStructuredText that docstrings here use into Markdown.
 
     >>> print(markdown("With :math:`x` and ``y=1``::"))
     With $x$ and `y=1`:
@@ -50,8 +50,8 @@ def markdown(docstring: str) -> str:
     lines = iter(docstring.splitlines())
     out: list[str] = []
     block: list[str] | None = None  # the lines of a formula
-    table: list[str] | None = None  # those of a table between rules of =
-    example: list[str] | None = None  # those of a doctest
+    table: list[str] | None = None  # the lines of a table between rules of =
+    example: list[str] | None = None  # the lines of a doctest
     for line in lines:
         if block is not None:
             if line.strip() and line.startswith("  "):
@@ -106,7 +106,7 @@ def _one_each(match: re.Match) -> str:
 
 
 class Docstrings(griffe.Extension):
-    """Gives mkdocstrings every docstring as `markdown` has it."""
+    """Passes every docstring through `markdown` before mkdocstrings gets it."""
 
     def on_instance(self, *, obj: griffe.Object, **_: object) -> None:
         if obj.docstring:

@@ -1,7 +1,7 @@
 """Draws what each attack does to two photographs: ``python -m docs.pictures [ATTACK ...]`` writes docs/pictures/*.webp.
 
-The photographs come with scikit-learn (CC BY 2.0; docs/attacks.md names their authors). The network that is attacked
-tells eight crops of them apart by the first two layers of the packaged CIFAR-10 AlexNet: small enough for a CPU, so the
+The photographs come with scikit-learn (CC BY 2.0; docs/attacks.md names their authors). The attacked network tells
+eight crops of them apart by the first two layers of the packaged CIFAR-10 AlexNet. That is small enough for a CPU; the
 pictures show how an attack's perturbations look, not how strong it is.
 """
 
@@ -18,7 +18,8 @@ import lagrangian_jax as lj
 
 FOLDER = pathlib.Path(__file__).with_name("pictures")
 TILE = 128
-# Upper left corners and sides of crops of the temple and of the flower; the first of each is shown.
+# (photograph, row and column of the upper left corner, side) of each crop: 0 is the temple, 1 the flower. SHOWN is the
+# first crop of each.
 CROPS = (
     *((0, row, column, 160) for row, column in ((175, 200), (20, 40), (230, 430), (60, 460))),
     *((1, row, column, 300) for row, column in ((60, 190), (120, 0), (0, 330), (127, 340))),
@@ -38,7 +39,7 @@ OVERVIEW = (
     "wasserstein",
 )
 
-# Parameters that differ from the defaults: budgets for 128 x 128 pixels in place of 32 x 32, fewer steps where the
+# Parameters that differ from the defaults: budgets for 128 x 128 pixels instead of 32 x 32, and fewer steps where the
 # picture stays the same.
 PARAMETERS: dict[str, dict] = {
     "pgd_l2": dict(bound=4.0),
@@ -57,7 +58,7 @@ PARAMETERS: dict[str, dict] = {
     "corner_search": dict(iterations=100),
     "autoattack": dict(bound=4 / 255, steps=20, queries=200),
 }
-# Attacks on single pixels are shown on few, large ones.
+# Attacks on single pixels are shown on small images, whose pixels are large.
 SIDE = {"pgd_l0": 32, "corner_search": 32}
 
 
@@ -70,7 +71,7 @@ def photographs(side: int) -> np.ndarray:
 
 
 def network(side: int):
-    """``logits_fn(images)``: 10 for a crop's own class, 0 for the others, linear in the means of features."""
+    """``logits_fn(images)``: 10 for a crop's own class, 0 for the others; linear in the mean features."""
     distance = lj.distances.create("lpips_alexnet_cifar")
     first, second = 64 * (side // 2) ** 2, 192 * (side // 4) ** 2
 
@@ -108,7 +109,7 @@ def strip(images: np.ndarray, adversarial: np.ndarray) -> Image.Image:
 
 
 def overview(names: tuple[str, ...]) -> Image.Image:
-    """The README's picture, from those of single attacks: the temple, clean and under each of some attacks."""
+    """The README's picture, put together from those of single attacks: the temple, clean and under each attack."""
     strips = [Image.open(FOLDER / f"{name}.webp") for name in names]
     tiles = [strips[0].crop((0, 0, TILE, TILE)), *(strip.crop((TILE, 0, 2 * TILE, TILE)) for strip in strips)]
     columns = len(tiles) // 2

@@ -1,4 +1,4 @@
-"""Attack any JAX function from images to logits: here the plainest one, a template a class and a distance to each.
+"""Attack any JAX function from images to logits: here a very plain one, the distances to one template per class.
 
 python examples/attack_a_function.py [SUITE]
 """

@@ -31,7 +31,7 @@ network = eqx.nn.Sequential(
 
 
 def apply(network, images):
-    """Equinox layers take one image, channels first; attacks give a batch, channels last."""
+    """Equinox layers take one image, channels first; attacks pass a batch, channels last."""
     return jax.vmap(network)(images.transpose(0, 3, 1, 2))
 
 

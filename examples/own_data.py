@@ -1,9 +1,9 @@
-"""A configuration with a data set of one's own: patches of scikit-learn's two photographs, temple or flower.
+"""A configuration with your own data set: patches of scikit-learn's two photographs, temple or flower.
 
     python -m lagrangian_jax.main --config=examples/own_data.py --workdir=runs/own_data
     python -m lagrangian_jax.main --config=examples/own_data.py:pgd_l2,smoke --workdir=runs/own_data-smoke
 
-A data set is a function from the configuration's ``data`` section to a `Dataset`; this file makes one known by a name.
+A data set is a function from the configuration's ``data`` section to a `Dataset`; this file registers one under a name.
 """
 
 from functools import partial
@@ -23,7 +23,7 @@ def load(config) -> data.Dataset:
     from sklearn.datasets import load_sample_images
 
     size = config.image_size
-    photographs = load_sample_images().images  # two of 427 x 640
+    photographs = load_sample_images().images  # two, of 427 x 640 pixels
     patches = [
         photograph[row : row + size, column : column + size]
         for photograph in photographs
@@ -32,7 +32,7 @@ def load(config) -> data.Dataset:
     ]
     labels = np.repeat(np.arange(2, dtype=np.int32), len(patches) // 2)
     everything = data.Split(np.stack(patches), labels, np.arange(len(patches), dtype=np.int32))
-    kept, held = data.hold_out(labels, len(labels) // 5)  # fixed, and of each class its share
+    kept, held = data.hold_out(labels, len(labels) // 5)  # fixed, and stratified by class
     return data.Dataset(
         name="patches",
         classes=("temple", "flower"),

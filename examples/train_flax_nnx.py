@@ -1,4 +1,4 @@
-"""Adversarial training in a loop of one's own: a Flax NNX network on the digits of scikit-learn, with and without.
+"""Adversarial training in your own loop: a Flax NNX network on scikit-learn's digits, with and without the attack.
 
 python examples/train_flax_nnx.py [SUITE]
 """
@@ -46,7 +46,7 @@ def train(attack: lj.attacks.Attack, steps: int = 300) -> Network:
         optimizer.update(network, nnx.grad(loss)(network))
 
     for i, batch in enumerate(np.random.default_rng(0).integers(200, len(labels), (steps, 128))):
-        key = jax.random.fold_in(jax.random.key(0), i)  # other random numbers in every step
+        key = jax.random.fold_in(jax.random.key(0), i)  # new random numbers in every step
         step(network, optimizer, key, jnp.asarray(images[batch]), jnp.asarray(labels[batch]))
     network.eval()
     return network

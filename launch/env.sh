@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runtime switches, one place for all of them; what the environment sets already stays as it is.
+# All runtime switches in one place; what the environment already sets stays as it is.
 #   source launch/env.sh tpu|gpu|cpu       sets them
 #   launch/env.sh --dry-run tpu|gpu|cpu    prints what it would set
 
@@ -10,17 +10,17 @@ switch() {
 }
 
 env_dry_run=no
-home=~ # where HOME is not set, too
+home=~ # found even where HOME is not set
 if [ "${1:-}" = --dry-run ]; then
   env_dry_run=yes
   shift
 fi
 
-# Compiled programs outlive the process: a run that was preempted goes on in seconds, not minutes.
+# Keep compiled programs: a run that was preempted resumes in seconds, not minutes.
 switch JAX_COMPILATION_CACHE_DIR "${XDG_CACHE_HOME:-$home/.cache}/lagrangian_jax/compiled"
-# A scheduler's log shows every line when it is written, and a kill loses none.
+# Let a scheduler's log show every line as it is written; a kill then loses none.
 switch PYTHONUNBUFFERED 1
-# Warnings and errors of XLA and its libraries, without their information lines.
+# Show warnings and errors of XLA and its libraries, without their information lines.
 switch TF_CPP_MIN_LOG_LEVEL 1
 
 case ${1:-} in
@@ -29,15 +29,15 @@ case ${1:-} in
     switch JAX_PLATFORMS tpu,cpu
     ;;
   gpu)
-    # As above; where there is no GPU it is `parallel.start` that stops, for JAX would go on on the CPU.
+    # As above; without a GPU it is `parallel.start` that stops, since JAX itself would continue on the CPU.
     switch JAX_PLATFORMS cuda,cpu
     # Nobody else uses the GPU: take most of its memory at once (0.75 otherwise) and leave some to cuDNN and NCCL.
     switch XLA_PYTHON_CLIENT_MEM_FRACTION 0.92
-    # The sum of the gradients over GPUs runs beside the rest of the backward pass.
+    # Overlap the sum of the gradients over GPUs with the rest of the backward pass.
     switch XLA_FLAGS --xla_gpu_enable_latency_hiding_scheduler=true
     ;;
   cpu)
-    # No search for accelerators, which takes seconds.
+    # Do not search for accelerators, which takes seconds.
     switch JAX_PLATFORMS cpu
     ;;
   *)

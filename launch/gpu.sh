@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains, evaluates and reports on all GPUs of this machine, in one process.
 #   launch/gpu.sh [--dry-run] --config=configs/cifar10.py:lagrangian,fast --workdir=runs/cifar10
-# The arguments are those of `python -m lagrangian_jax.main`. Given again, it goes on where it stopped; exit code 75 asks
-# for that (a machine that is taken away sends SIGTERM first).
+# The arguments are those of `python -m lagrangian_jax.main`. Run again, it resumes where it stopped; exit code 75 asks
+# for that (a machine that is about to be taken away sends SIGTERM first).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A Cloud TPU slice of one or more hosts, spot, created again whenever it is taken away, until the run is done:
+# Trains on a spot Cloud TPU slice of one or more hosts, created again whenever it is taken away, until the run is done:
 #   launch/tpu_vm.sh [--dry-run] NAME ZONE TYPE NFS -- --config=configs/cifar10.py:lagrangian,fast --workdir=/nfs/runs/cifar10
 #   launch/tpu_vm.sh my-slice us-west4-a v5litepod-256 10.0.0.2:/share -- ...
-# NFS (a Filestore instance, say), where the hosts' user must be able to write, is mounted on every host as /nfs: it holds
-# data sets (/nfs/tfds) and work directories, which a slice's own disks would take with them. What travels is what git
-# tracks, as it is when this starts, committed or not. To reach several hosts, ssh-add ~/.ssh/google_compute_engine first.
-# The exit code is the run's; 75 (asked to stop, and saved) is not an end. The slice is left running:
+# NFS (a Filestore instance, say) is mounted on every host as /nfs, and the hosts' user must be able to write to it. It
+# holds data sets (/nfs/tfds) and work directories, which would vanish with a slice's own disks. The hosts get the files that
+# git tracks, as they are when this starts, committed or not. To reach several hosts, ssh-add ~/.ssh/google_compute_engine
+# first. The exit code is the run's, but after a 75 (asked to stop, and saved) the run goes on. The slice is left running:
 #   gcloud compute tpus tpu-vm delete NAME --zone=ZONE
 # RUNTIME overrides the software version of the hosts.
 set -euo pipefail
@@ -45,7 +45,7 @@ tpu() {
   run gcloud compute tpus tpu-vm "$verb" "$@" --zone="$zone"
 }
 
-# Told by nobody that a host is gone, ssh would wait for it for hours.
+# Nobody tells ssh that a host is gone; without the option it would wait for hours.
 on_all_hosts() {
   tpu ssh "$name" --worker=all --command="$1" --ssh-flag=-oServerAliveInterval=60
 }
@@ -70,11 +70,11 @@ fi
 rm -rf lagrangian_jax
 mkdir lagrangian_jax
 tar -xzf lagrangian_jax.tar.gz -C lagrangian_jax
-[ -x .local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh # the hosts have an older Python, some of them
+[ -x .local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh # some hosts have an older Python
 [ -d venv ] || .local/bin/uv venv --python 3.12 venv
 .local/bin/uv pip install -q --python venv/bin/python -e "lagrangian_jax[tpu]"'
 
-# Before every run, so that what was mended reaches a slice that is there already.
+# Before every run, so that fixes also reach a slice that already exists.
 install() {
   tpu scp "$archive" "$name:" --worker=all && on_all_hosts "$prepare"
 }
@@ -85,7 +85,7 @@ state() {
 
 arguments=$(printf '%q ' "$@")
 # The hosts of a slice find each other by its metadata; a single host is a slice of one. Compiled programs are on the
-# share, too: the disks of a slice that is created again are empty.
+# share, too, since the disks of a slice that is created again are empty.
 train="cd lagrangian_jax && export LAGRANGIAN_JAX_DISTRIBUTED=1 TFDS_DATA_DIR=/nfs/tfds XDG_CACHE_HOME=/nfs/.cache && \
 source launch/env.sh tpu && ../venv/bin/python -m lagrangian_jax.main $arguments"
 
@@ -94,14 +94,14 @@ trap 'rm -rf "$folder"' EXIT
 archive=$folder/lagrangian_jax.tar.gz
 untracked=$(git ls-files --others --exclude-standard)
 [ -z "$untracked" ] || printf 'not tracked by git, and not sent:\n%s\n' "$untracked" >&2
-changed=$(git stash create) # a commit of what is not committed, on no branch; none where all is
+changed=$(git stash create) # a commit, on no branch, of what is not committed; empty if everything is
 run git archive --output="$archive" "${changed:-HEAD}"
 
 if [ "$dry_run" = yes ]; then
   create
   install
   on_all_hosts "$train"
-  echo "taken away, or exit code 75: the same again; else the exit code is the run's"
+  echo "if the slice is taken away, or on exit code 75: the same again; otherwise the exit code is the run's"
   exit 0
 fi
 [ "$(state)" != ABSENT ] || create
@@ -111,14 +111,14 @@ while true; do
   if [ "$code" = 0 ]; then
     exit 0
   elif [ "$code" = 75 ]; then
-    sleep 60 # if the slice is being taken away, its state tells by then
+    sleep 60 # if the slice is being taken away, its state shows it by then
   elif [ "$(state)" = READY ]; then
-    echo "the run failed, its message is above; given again, this command goes on where it stopped" >&2
+    echo "the run failed, its message is above; run again, this command resumes where it stopped" >&2
     exit "$code"
   fi
   while found=$(state) && [ "$found" != READY ]; do
     [ "$found" = ABSENT ] || tpu delete "$name" --quiet || true
-    sleep 60 # spot capacity comes back in minutes, if it does
+    sleep 60 # spot capacity comes back within minutes, if at all
     create || true
   done
 done

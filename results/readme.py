@@ -1,8 +1,8 @@
-"""Writes the README's results and ``docs/results.md`` from what is committed: ``python results/readme.py``.
+"""Writes the README's results and ``docs/results.md`` from the committed results: ``python results/readme.py``.
 
 ``--check`` only compares. Each folder of ``results/`` with a ``README.md`` is a group of comparable runs:
-``<group>/<run>/results.json``, and ``<group>/<name>.json`` and ``.png`` of ``python -m lagrangian_jax.reproduce``. What
-stands in the group's page before ``<!-- more -->`` is shown in the README, too.
+``<group>/<run>/results.json``, and ``<group>/<name>.json`` and ``.png`` from ``python -m lagrangian_jax.reproduce``.
+The part of the group's page before ``<!-- more -->`` is also shown in the README.
 """
 
 import json
@@ -19,14 +19,14 @@ START, END, MORE = "<!-- results -->", "<!-- /results -->", "<!-- more -->"
 
 
 def readme() -> str:
-    """The README with its results renewed: the beginning and the runs of each group."""
+    """The README with its results brought up to date: the introduction and the runs of each group."""
     before, rest = README.read_text().split(START)
     parts = [f"{introduction(group)}\n\n{runs(group)}".replace("## ", "### ", 1) for group in groups()]
     return f"{before}{START}\n{paragraphs(*parts, not_run())}\n{END}{rest.split(END)[1]}"
 
 
 def page() -> str:
-    """All of it: each group's page, its runs and its tables and figures of the paper."""
+    """``docs/results.md``: each group's whole page, its runs, and its tables and figures of the paper."""
     parts = ["# Results", not_run()]
     for group in groups():
         text = (group / "README.md").read_text().partition(MORE)[2].strip()
@@ -35,7 +35,7 @@ def page() -> str:
 
 
 def groups() -> list[pathlib.Path]:
-    """Those of the longest training first."""
+    """The groups' folders, longest training first."""
     return sorted((path.parent for path in ROOT.glob("*/README.md")), key=lambda group: (-epochs(group), group))
 
 
@@ -64,7 +64,7 @@ def paragraphs(*parts: str) -> str:
 
 
 def not_run() -> str:
-    """The experiments that no result is of; those on CIFAR-10 need the methods that no run is of, too."""
+    """Says which experiments have no result yet, and which of Table 1's methods, which they need, have no run."""
     left = [name for name in EXPERIMENTS if not list(ROOT.glob(f"*/{name}.json"))]
     runs = [json.loads(path.read_text()) for path in ROOT.glob("*/*/results.json")]
     runs = [run for run in runs if run.get("training")]

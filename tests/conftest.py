@@ -1,7 +1,7 @@
 """Fixtures shared by the tests.
 
-Recorded values of the originals' parts are in ``data/original``. Those of whole attacks and CIFAR-10 live beside the
-checkout; where absent, their tests skip.
+Values recorded from parts of the original implementations are in ``data/original``. Those recorded from whole attacks,
+and CIFAR-10, live beside the checkout; where they are absent, the tests that need them are skipped.
 """
 
 import functools
@@ -17,16 +17,16 @@ collect_ignore = [] if importlib.util.find_spec("torch") else ["torch_networks.p
 
 
 def pytest_configure(config):
-    """Most of the time here is compilation: it is kept short, and compiled programs between tests and runs."""
+    """Tests mostly compile: optimises little, and keeps compiled programs between tests and runs."""
     jax.config.update("jax_disable_most_optimizations", True)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file's tests run in one process, which compiles what they share once."""
+    """Runs a file's tests in one process, which compiles what they share only once."""
     from xdist.scheduler import LoadFileScheduling
 
     return LoadFileScheduling(config, log)
@@ -38,13 +38,13 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def original() -> pathlib.Path:
-    """Recorded inputs and outputs of parts of the original implementations, and the network that they are of."""
+    """The folder of inputs and outputs recorded from parts of the original implementations, and their network."""
     return ORIGINAL
 
 
 @pytest.fixture(scope="session")
 def golden() -> pathlib.Path:
-    """Recorded outcomes of the originals' whole attacks, and the AlexNet of their LPIPS."""
+    """The folder of outcomes recorded from the originals' whole attacks, and of the AlexNet of their LPIPS."""
     folder = SHARED / "reference" / "golden"
     if not folder.is_dir():
         pytest.skip("the recorded values (../shared/reference/golden) are not here")
@@ -86,7 +86,7 @@ def network_a(original):
 
 @pytest.fixture(scope="session")
 def linear_network():
-    """``linear_network(shape, classes)``: (logits_fn, weights (D, K), biases (K,)); its answers are known."""
+    """``linear_network(shape, classes)``: (logits_fn, weights (D, K), biases (K,)), whose answers are known."""
 
     def build(shape=(4, 4, 3), classes=3, seed=0):
         rng = np.random.default_rng(seed)
@@ -99,7 +99,7 @@ def linear_network():
 
 @pytest.fixture(scope="module")
 def tiny_network():
-    """Makes a network that compiles fast known by the name "tiny"."""
+    """Registers a network that compiles fast under the name "tiny"."""
     from lagrangian_jax import models
     from lagrangian_jax.models.resnet import ResNet
 

@@ -1,4 +1,4 @@
-"""An invented work directory for the tests of the report; ``python tests/report_workdir.py DIR`` leaves one."""
+"""An invented work directory for the tests of the report; ``python tests/report_workdir.py DIR`` writes one."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ EPOCH = 96  # steps
 
 
 def fake(folder, names=None, *, side=32, channels=3, epochs=20, class_names=CLASSES, failures=(), seed=0):
-    """A work directory as a training and an evaluation leave it, with invented but plausible numbers.
+    """Writes a work directory as a training and an evaluation leave it, with invented but plausible numbers.
 
     Args:
       folder: where; must not exist.

@@ -43,7 +43,7 @@ class TestEffectiveMultiplier:
         labels = np.arange(16, dtype=np.int32) % 4
         low, high = 0.28, 0.32
 
-        # By class: the margin at a budget is that of the clean image and the distance of the weights times the budget.
+        # For each class, the margin at a budget is the clean margin plus the distance of the weights times the budget.
         flat, mine = images.reshape(16, -1).astype(np.float64), weights.T[labels]
         distances = np.linalg.norm(weights.T[None] - mine[:, None], axis=-1)
         clean = flat @ weights + biases
@@ -70,7 +70,7 @@ class TestEffectiveMultiplier:
         np.testing.assert_allclose(result.difference, expected, rtol=2e-3)
 
     def test_values_at_the_edge_of_the_box_count_where_they_can_move(self, linear):
-        """As in photographs: of the black and white values only those whose way is inward take part."""
+        """As in photographs: of the black and white values, only those that would move inwards take part."""
         logits_fn, weights, _, images, labels = linear
         images = np.where(images < 0.45, 0, np.where(images > 0.55, 1, images)).astype(np.float32)
         slope = ((weights[:, 1] - weights[:, 0]) * np.where(labels == 0, 1, -1)[:, None]).reshape(images.shape)
@@ -82,7 +82,7 @@ class TestEffectiveMultiplier:
         np.testing.assert_allclose(result.difference, expected, rtol=1e-4)
 
     def test_values_that_reach_the_edge_of_the_box_stay_there(self, linear):
-        """A larger budget moves the others alone: the exact optimum in ball and box, by bisection of the scale."""
+        """A larger budget moves only the others; the exact optimum in ball and box is by bisection of the scale."""
         logits_fn, weights, _, images, labels = linear
         images = np.where(images < 0.45, 0.02, np.where(images > 0.55, 0.98, images)).astype(np.float32)
         slope = ((weights[:, 1] - weights[:, 0]) * np.where(labels == 0, 1, -1)[:, None]).reshape(images.shape)
@@ -159,7 +159,7 @@ class TestNorms:
         assert analysis.rank_correlation(confidence, np.linspace(1, 2, 50)) == pytest.approx(1)
 
     def test_rounding_errors_are_no_ranks(self):
-        """The norms of an attack that ends on its ball, but for three images."""
+        """Norms as from an attack that ends on the surface of its ball, except for three images."""
         rng = np.random.default_rng(0)
         confidence = np.sort(rng.uniform(size=100)).astype(np.float32)
         norms = np.float32(1.3) * (1 + np.linspace(-3e-7, 3e-7, 100, dtype=np.float32))

@@ -195,7 +195,7 @@ class TestInputs:
         ],
     )
     def test_shapes_and_types_inside_jit(self, key, logits_fn, batch, change, message):
-        """Where pixels of 0 to 255 would come back black and white, and bfloat16 would round over the bound."""
+        """There, pixels from 0 to 255 would come back black and white, and bfloat16 would round to beyond the bound."""
         attack = lj.attacks.create("pgd_linf", steps=2)
         with pytest.raises(ValueError, match=message):
             jax.jit(lambda images, labels: attack(key, logits_fn, images, labels))(*change(*batch))
@@ -216,7 +216,7 @@ class TestInputs:
         toy = Attack("toy", {}, (Stage(stage),))
         for call in (toy, jax.jit(toy, static_argnums=1)):
             call(key, half, *batch)
-        for name in ("deepfool", "augmented_lagrangian"):  # whose own types once hung on those of the logits
+        for name in ("deepfool", "augmented_lagrangian"):  # whose own types once depended on those of the logits
             attack = jax.jit(lj.attacks.create(name, steps=5), static_argnums=1)
             assert attack(key, half, *batch).dtype == jnp.float32
 
@@ -362,7 +362,7 @@ class TestExecute:
         np.testing.assert_array_equal(traced, attack(key, toy_logits, images, labels))
 
     def test_stages_of_one_function_are_a_loop_inside_jit(self, key):
-        """However many there are the program holds the network as often."""
+        """However many stages there are, the program holds the network the same number of times."""
         attacks = [lj.attacks.create("pgd_l0", max_pixels=2, restarts=restarts, steps=3) for restarts in (2, 6)]
         images = jnp.full((2, 4, 4, 3), 0.5)
 

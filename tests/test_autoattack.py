@@ -30,7 +30,7 @@ def size(perturbation, norm):
 def near_linear():
     """``near_linear(classes, norm)``: a linear network, images, labels, and the exact distance to the next class.
 
-    A small bias, so that the boundaries pass near the grey images.
+    The bias is small, so that the boundaries pass near the grey images.
     """
 
     def build(classes, norm, count=6):

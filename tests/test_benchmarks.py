@@ -36,7 +36,7 @@ def test_a_convolution_moves_what_it_reads_and_writes():
 
 
 def test_the_recipe_s_floor():
-    """13 passes of 1.111 GFLOP; of 0.61 million outputs of convolutions, each written once a pass and read once."""
+    """13 passes of 1.111 GFLOP; 0.61 million convolution outputs, each written once and read once per pass."""
     counted = floors.counted(configuration.load("cifar10:lagrangian,fast"))
     assert counted["operations"] / 1e9 == pytest.approx(13 * 1.111, rel=1e-3)
     outputs = 13 * 0.61e6 * 2  # bytes, bfloat16
@@ -47,7 +47,7 @@ def test_the_recipe_s_floor():
 
 
 def test_a_floor_is_that_of_plain_convolutions():
-    """Of a network that a CPU computes by Winograd's, which move more."""
+    """For a network that a CPU computes with Winograd convolutions, which move more bytes."""
     config = configuration.load("cifar10:standard,slim")
     run, arguments = floors.step_of(config, methods.create("standard"))
     with jax.default_matmul_precision("default"):
@@ -56,7 +56,7 @@ def test_a_floor_is_that_of_plain_convolutions():
 
 
 def test_bytes_read_off_a_program_are_those_that_xla_counts(tmp_path):
-    """Where XLA tells none, as for a GPU that is not at hand."""
+    """They are for when XLA gives none, as for a GPU that is not at hand."""
     program = jax.jit(lambda x, y: (jnp.tanh(x) @ y, jnp.sum(x))).lower(jnp.ones((64, 32)), jnp.ones((32, 8))).compile()
     counted = hlo.accessed(program.as_text())
     assert counted == pytest.approx(program.cost_analysis()["bytes accessed"], rel=1e-3)

@@ -45,14 +45,14 @@ class Program:
         return found
 
     def loops(self) -> list[list[str]]:
-        """What runs in each loop that evaluates the network, inner ones last."""
+        """The instructions that each loop that evaluates the network runs; inner loops last."""
         lines = [line for instructions in self.computations.values() for line in instructions if " while(" in line]
         bodies = [self.reached(match[1]) for line in lines if (match := re.search(r"body=%?([\w.-]+)", line))]
         return sorted((body for body in bodies if shapes(body)), key=len, reverse=True)
 
 
 def shapes(instructions: list[str]) -> list[tuple[int, ...]]:
-    """The shapes of what convolutions and matrix products compute, however their axes are ordered: sorted."""
+    """The shapes of the results of convolutions and matrix products, each sorted, since axes may be in any order."""
     found = re.findall(r" = \(?\w+\[([\d,]*)\]\S* (?:convolution|dot|custom-call)\(", "\n".join(instructions))
     return [tuple(sorted(int(size) for size in dims.split(",") if size != "")) for dims in found]
 

@@ -172,7 +172,7 @@ def test_fields_are_read_as_the_type_they_have(field, text, value):
 
 
 def _file(folder, body, head="def get_config(options=''):"):
-    """A configuration file of one's own, which begins with a packaged one."""
+    """Writes a user's configuration file, which starts from a packaged one."""
     path = folder / "mine.py"
     begin = "    c = config.base('digits:smoke')"
     lines = ["from lagrangian_jax import config", head, begin, f"    {body}", "    return c"]

@@ -25,7 +25,7 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def write_records(folder, name, version, splits, names, encoding):
-    """As TFDS prepares a data set; ``splits``: name -> list of {image: bytes, label: int, text feature: str}."""
+    """Writes a data set as TFDS does; ``splits``: name -> list of {image: bytes, label: int, text feature: str}."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2

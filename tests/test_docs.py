@@ -71,7 +71,7 @@ def test_every_code_block_is_of_a_kind_that_is_tested(page):
 
 
 def weights(path, network):
-    """A file of weights that a page loads; the name does not tell its form."""
+    """Writes a file of weights for a page to load; the name does not tell its format."""
     shapes = jax.eval_shape(lambda key: network.init(key, np.zeros((1, 32, 32, 3), np.float32)), jax.random.key(0))
     path.parent.mkdir(parents=True, exist_ok=True)
     lj.interop.save(path.with_suffix(""), network, jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes))

@@ -60,7 +60,7 @@ def test_no_attack_is_forgotten():
 
 
 class Problem:
-    """An attack as one compiled program, a linear network, and images among which are all odd ones.
+    """An attack as one compiled program, a linear network, and images that include all the odd cases.
 
     The first three images are black, white and grey; the others are random, and the last of these is misclassified. The
     labels reach both ends of their range.
@@ -124,7 +124,7 @@ def linf(change):
     return np.abs(change).max((1, 2, 3))
 
 
-SIZES = {  # what the bound is a limit of; flows, colours, fog and flakes are in the tests of these attacks
+SIZES = {  # what the bound limits; flows, colours, fog and flakes are in the tests of these attacks
     **dict.fromkeys(["fgsm", "mi_fgsm", "pgd_linf", "mpgd", "apgd_ce", "apgd_t", "fab_t", "square"], linf),
     **dict.fromkeys(["pgd_l2", "apgd_ce l2", "apgd_dlr", "fab_t l2", "square l2", "autoattack"], l2),
     **dict.fromkeys(["lpa", "fast_lpa", "ppgd"], l2),
@@ -188,7 +188,7 @@ def test_what_cannot_be_fooled_comes_back(problem, scale):
 
 
 def test_one_example_alone_as_in_a_batch(problem):
-    """And outside of `jax.jit` as inside."""
+    """And the same outside `jax.jit` as inside."""
     attack, row = lj.attacks.create(problem.name, **problem.bounds, **problem.parameters), slice(7, 8)
     alone = attack(problem.keys[row], problem.logits, problem.images[row], problem.labels[row])
     tolerance = 1e-3 if problem.name == "recolor" else 2e-6  # its first steps are the signs of rounding errors
@@ -197,7 +197,7 @@ def test_one_example_alone_as_in_a_batch(problem):
 
 @pytest.mark.parametrize("case", CASES)
 def test_float32_where_jax_has_float64(case):
-    """A program that switches it on for its own sake gets the same types; the attack is traced, not compiled."""
+    """A program that enables float64 for itself gets the same types; the attack is only traced, not compiled."""
     name, (bounds, parameters) = case.split()[0], CASES[case]
     best = {"keep": "best"} if "keep" in lj.attacks.create(name, **bounds, **parameters).parameters else {}
     attack = lj.attacks.create(name, **bounds, **parameters, **best)

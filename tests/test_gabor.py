@@ -69,8 +69,9 @@ def test_gabor_brightens_where_a_linear_network_wants_it(linear_network, key, mo
 
 
 def test_gabor_impulses_stay_within_one(key, monkeypatch):
-    """Some pixels always too dark, some too bright, and some in turns, by which side of the mean impulse they are on;
-    and that mean is another one if impulses grow without end.
+    """Some pixels are always too dark, some too bright, some alternate, by their side of the mean impulse.
+
+    That mean changes if impulses grow without limit.
     """
     impulse = jnp.zeros((1, 23, 23)).at[:, 11, 11].set(1.0)
     monkeypatch.setattr(gabor, "random_kernels", lambda keys: impulse)

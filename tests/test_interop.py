@@ -27,7 +27,7 @@ NETWORK = ResNet(stages=(1, 1), width=4)
 
 @pytest.fixture(scope="module")
 def variables():
-    """Of `NETWORK`, every value another one."""
+    """Variables of `NETWORK`, in which no two values are equal."""
     shapes = jax.eval_shape(lambda: NETWORK.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), shapes)

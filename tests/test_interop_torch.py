@@ -59,7 +59,7 @@ NETWORKS = {
 
 
 def _random_weights(module):
-    """Every weight and statistic away from its first value."""
+    """Moves every weight and statistic away from its initial value."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in module.state_dict().items():
         if name.endswith(("running_var", "weight")) and tensor.ndim == 1:

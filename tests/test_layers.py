@@ -44,7 +44,7 @@ def test_gradients_are_those_of_the_convolution(size, stride, padding, pixels):
 
 
 def exact_convolution(x, kernel, padding):
-    """In float64, a product for each place of the kernel."""
+    """The convolution in float64, with one product for each position of the kernel."""
     x = lax.pad(x, np.float32(0), [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)])
     x = np.asarray(x, np.float64)
     rows, columns = (x.shape[axis + 1] - kernel.shape[axis] + 1 for axis in (0, 1))
@@ -231,7 +231,7 @@ def test_batch_norm_gradients_are_those_of_its_formula(train):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="a setting of XLA's CPU compiler")
 class Normalised(nn.Module):
-    """A convolution and its normalisation, in one or one after the other."""
+    """A convolution and its normalisation, folded into one or one after the other."""
 
     folded: bool
     use_bias: bool = False

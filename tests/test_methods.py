@@ -58,7 +58,7 @@ def _softmax(z):
 
 
 def _reference(name, clean, crafted, labels, smoothing=0.0):
-    """The loss of each example in float64, from its definition; MMA's with every second example left in peace."""
+    """The loss of each example in float64, from its definition; for MMA, every second example is not attacked."""
     rows, classes = np.arange(len(labels)), clean.shape[-1]
     p, q = _softmax(clean), _softmax(crafted)
     target = (1 - smoothing) * np.eye(classes)[labels] + smoothing / classes
@@ -127,7 +127,7 @@ class Situation:
         side = np.where(self.labels == 0, 1, -1) * self.distances
         offset = side - np.asarray(jnp.einsum("bhwc,hwc->b", self.images, self.unit))
         self.images += jnp.asarray(offset[:, None, None, None] * self.unit)
-        self.scale = 3.0  # logits a unit of distance
+        self.scale = 3.0  # logits per unit of distance
         kernel = np.stack([self.unit.ravel(), -self.unit.ravel()], -1) * self.scale
         self.params = {"linear": {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(2)}}
         self.batch = methods.Batch(self.images, self.labels, jnp.arange(8))
@@ -146,7 +146,7 @@ def _crafted(name, epoch=0.0, memory=None, **values):
     method = methods.create(name, **values)
     rows = method.memory(8) if memory is None else jnp.asarray(memory)
 
-    @jax.jit  # everything an argument: XLA would work out at leisure what follows from constants
+    @jax.jit  # everything is an argument, since XLA would spend time folding constants
     def craft(keys, params, batch, rows, epoch):
         return method.craft(keys, methods.Network(Linear(), params, {}), methods.Batch(*batch), rows, epoch)
 
@@ -158,7 +158,7 @@ def _moved(name, **values):
 
 
 def _assert_moves(moved, sizes, tolerance, towards=SITUATION.towards):
-    """Each example by so much, straight at the plane."""
+    """Asserts that each example moved by its size, straight towards the plane."""
     norms = np.asarray(l2_norm(jnp.asarray(moved)))
     np.testing.assert_allclose(norms, sizes, atol=tolerance)
     assert np.all((moved * towards).sum((1, 2, 3)) >= 0.97 * norms - 1e-6)  # the random start leaves a little
@@ -422,7 +422,7 @@ assert {*UPDATES, *STATELESS} == set(methods.names())
 
 
 def _updates(name, epoch, **parameters):
-    """An update keeps 0.9 of the old average: the share left of it counts them."""
+    """Counts the updates of the running averages in a step: each keeps 0.9 of the old average, whose share is left."""
     network = Linear(norm=True)
     method = methods.create(name, steps=2, **({"search_steps": 2} if name == "mma" else {}), **parameters)
 

@@ -28,7 +28,7 @@ def create(name, **parameters):
 
 @pytest.fixture
 def problem(linear_network):
-    """A linear network, images amid the box, the labels that it gives them, and their distances to its boundary."""
+    """A linear network, images inside the box, the labels that it gives them, and their distances to its boundary."""
     logits_fn, weights, _ = linear_network(SHAPE, classes=4)
     rng = np.random.default_rng(5)
     images = rng.uniform(0.4, 0.6, size=(100, *SHAPE)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is suggested in place of a name that does not exist."""
+"""What is suggested instead of a name that does not exist."""
 
 import pytest
 

@@ -55,7 +55,7 @@ def test_masked_classes_are_as_if_they_were_not_there(name):
 
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_without_a_derivative_an_image_stays(name):
-    """The norm of features that vanish on a black image, of a network that nothing fools."""
+    """The norm of features that vanish on a black image, in a network that nothing fools."""
 
     def logits_fn(images):
         features = linear(images)
@@ -105,7 +105,7 @@ def test_the_l2_norm_of_what_is_no_number_is_none():
 
 @pytest.mark.parametrize("name", ["lagrangian", "lpa", "fast_lpa"])
 def test_the_best_iterate_is_one_that_can_be_returned(name):
-    """Below 0, where noise around a black image is but no image, this network is fooled, and from nearer than above."""
+    """Below 0, where noise around a black image is no image, this network is fooled, and by less than above 0."""
 
     def logits_fn(images):
         rival = 50 * (images[:, 0, 0, 0] - 0.02) + jnp.where(images.min((1, 2, 3)) < 0, 100.0, 0.0)

@@ -1,7 +1,7 @@
 """Programs for a GPU and a TPU, as they are lowered on any machine.
 
-There a product of float32 is by default computed of fewer digits, 11 bits on a GPU and 8 on a TPU. That is meant for
-the convolutions of a network alone; all other products ask for all digits.
+There, a float32 product is by default computed from fewer digits: 11 bits on a GPU, 8 on a TPU. Only the convolutions
+of a network may be computed so; all other products must ask for all digits.
 """
 
 import functools
@@ -33,7 +33,7 @@ LABELS = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
 
 
 def lowered(function, *arguments):
-    """The program for both; nothing of it needs the host, or numbers of 64 bits."""
+    """The program for both, after checking that nothing in it needs the host, or 64-bit numbers."""
     with jax.default_matmul_precision("default"):  # on a GPU the tests themselves ask for more (CONTRIBUTING.md)
         text = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda", "tpu")).as_text()
     assert "custom_call" not in text
@@ -42,13 +42,13 @@ def lowered(function, *arguments):
 
 
 def products(text):
-    """Convolutions and matrix products: whether each asks for all digits, and its type."""
+    """For each convolution and matrix product: whether it asks for all digits, and its type."""
     lines = re.findall(r"stablehlo\.(?:convolution|dot_general)\b.*", text)
     return [(line.count("HIGHEST") == 2, re.search(r"x([a-z]\w*)>$", line)[1]) for line in lines]
 
 
 def logits_of(images):
-    """Of a network without products."""
+    """The logits of a network without convolutions or matrix products."""
     return jnp.stack([(i + 1) * jnp.mean(images[..., i % 3], (1, 2)) for i in range(CLASSES)], -1)
 
 

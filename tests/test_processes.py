@@ -20,7 +20,7 @@ FIELDS = ["--config.method.statistics=eval", "--config.train.epochs=2"]
 
 
 def launch(workdir, processes, *fields, devices=1, before=""):
-    """A job of several processes, each with its output in a file beside the work directory."""
+    """Starts a job of several processes, each of which writes its output to a file beside the work directory."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -63,10 +63,11 @@ def weights(workdir):
 
 
 def assert_same_results(workdir, expected):
-    """Up to float rounding, since sums over devices are taken in another order. ReLUs make more of it, step by step:
-    large parts of the digits are of one colour, and a rounding switches all of one at once. A run whose first weights
-    were shaken by half a unit in the last place is 2e-5 of its gradient's norm away at the third step, 2e-3 at the
-    fourth; two processes are 2e-6 and 2e-5 away from one."""
+    """The same up to float rounding, since sums over devices are taken in another order.
+
+    ReLUs amplify this step by step: large parts of the digits have one colour, and rounding can switch all of such a
+    part at once. A run whose initial weights were perturbed by half a unit in the last place deviates by 2e-5 of its
+    gradient's norm at the third step and 2e-3 at the fourth; two processes deviate from one by 2e-6 and 2e-5."""
     ours, theirs = metrics(workdir), metrics(expected)
     assert [(line["kind"], line["step"]) for line in ours] == [(line["kind"], line["step"]) for line in theirs]
     for line, other in zip(ours, theirs, strict=True):

@@ -33,7 +33,7 @@ def channels_first(grid):
 
 
 def red_network(images):
-    """Class 0 while red is the strongest channel, by the mean."""
+    """Class 0 while red is, on average, the strongest channel."""
     red, green, blue = jnp.moveaxis(10 * images.mean(axis=(1, 2)), -1, 0)
     return jnp.stack([red, green, blue], axis=-1)
 

@@ -1,6 +1,6 @@
 """Attacks that search with a state of their own, step by step against loops in float64 on a linear network.
 
-There gradients are differences of the weights' columns. The recorded values of the originals cover the other attacks.
+There, gradients are differences of the weights' columns. The originals' recorded values cover the other attacks.
 """
 
 import jax
@@ -16,7 +16,7 @@ SHAPE, CLASSES = (2, 2, 3), 4
 
 
 class Linear:
-    """Images, labels as the network gives them, and the network; float64 inside, float32 for the attacks."""
+    """A linear network, images, and the network's labels for them; float64 inside, float32 for the attacks."""
 
     def __init__(self, seed=3, count=6):
         rng = np.random.default_rng(seed)
@@ -33,7 +33,7 @@ class Linear:
         return np.asarray(attack(jax.random.key(0), self.logits_fn, images, jnp.asarray(self.labels))).reshape(-1, 12)
 
     def lead(self, x, y):
-        """The logit of the label minus the best other, and the gradient of that."""
+        """The label's logit minus the largest other one, and the gradient of this difference."""
         z = x @ self.weights
         other = max((k for k in range(CLASSES) if k != y), key=lambda k: z[k])
         return z[y] - z[other], self.weights[:, y] - self.weights[:, other]

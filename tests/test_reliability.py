@@ -36,7 +36,7 @@ def without_times(value):
 
 
 def contents(workdir):
-    """Everything that a run leaves, without times: by name, as JSON values and arrays."""
+    """Everything that a run leaves, except times: JSON values and arrays, by name."""
     import orbax.checkpoint as ocp
 
     found = {}
@@ -91,14 +91,14 @@ def finish(process, log, code=0):
 
 
 def newer(folder, since, pattern="*"):
-    """Whether a file of the folder was written since."""
+    """Whether a file in the folder was written after ``since``."""
     try:
         return any(path.stat().st_mtime_ns > since for path in folder.glob(pattern))
     except FileNotFoundError:  # renamed while we look
         return True
 
 
-PHASES = {  # how one sees in the work directory that a phase has begun, and how many seconds after that to kill at most
+PHASES = {  # how the work directory shows that a phase has begun, and how many seconds later, at most, to kill
     "start": (lambda workdir, since: True, 6.0),
     "training": (lambda workdir, since: newer(workdir, since, "metrics.jsonl"), 0.5),
     "checkpoint": (lambda workdir, since: newer(workdir / "checkpoints", since, "*/*orbax-checkpoint-tmp*"), 0.1),

@@ -118,7 +118,7 @@ def _full(folder):
 
 
 def _hostile(folder):
-    """Long words without a place to break, markup in names, 100 settings, one grey picture row, counts of millions."""
+    """Long words that cannot be broken, markup in names, 100 settings, one grey picture row, counts of millions."""
     word = "unbreakable_" * 20 + "<script>alert(1)</script>"
     fake(folder, ["none", "pgd_linf"], channels=1, epochs=1, class_names=[word] * 10, failures=[word, "short"])
     config = json.loads((folder / "config.json").read_text())

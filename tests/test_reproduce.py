@@ -359,7 +359,7 @@ def test_parameters_are_chosen_on_images_that_are_not_tested(validation, tmp_pat
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """Table 5 of one method on a network that compiles fast: (arguments, folder)."""
+    """Table 5 for one method, on a network that compiles fast: (arguments, folder)."""
     folder = tmp_path_factory.mktemp("reproduce")
     models.MODELS["tiny"] = functools.partial(ResNet, stages=(1,), width=4)
     arguments = ["table5", "--preset=quick", "--methods=lagrangian", "--digits.network.name=tiny"]

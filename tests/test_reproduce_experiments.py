@@ -19,7 +19,7 @@ COUNT = 200
 
 
 class Bench(Workbench):
-    """Networks that need no training. Of row i in the order of asking, 100 + i images are correct; its norms are i."""
+    """Networks that need no training. The i-th row asked for has 100 + i correct images, and norms of i."""
 
     def __init__(self):
         super().__init__(pathlib.Path("nowhere"))

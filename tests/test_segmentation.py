@@ -25,9 +25,9 @@ def evaluate(variables, images):
 
 @pytest.fixture(scope="module")
 def trained():
-    """The images, where their foreground is, their labels, and the variables after 60 steps on the labels.
+    """Images, masks of their foreground, labels, and the variables after 60 steps on the labels.
 
-    Before a dull ground stands a square, and its colour is the class.
+    Each image is a square on a dull background; the square's colour is the class.
     """
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 256).astype(np.int32)
@@ -50,7 +50,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def maps(trained):
-    """Of the first images: logits, foreground and attention in either mode, and the logits of their pixels."""
+    """For each mode: the first images' logits, foreground and attention, and the logits of their pixels."""
     images, *_, variables = trained
 
     @jax.jit

@@ -17,7 +17,7 @@ def changed_pixels(adversarial, images):
 
 
 def sum_network(needed):
-    """On grey images of 0.5: class 0 until the sum over all numbers falls by more than ``needed``."""
+    """On grey images of 0.5: class 0 until the sum over all values falls by more than ``needed``."""
 
     def logits_fn(images):
         fall = jnp.sum(0.5 - images, axis=(1, 2, 3))
@@ -39,7 +39,7 @@ def test_projection_keeps_the_pixels_that_gain_most():
 
 
 def test_projection_is_the_nearest_point():
-    """Against all choices of pixels."""
+    """Compared with all choices of pixels."""
     images = jax.random.uniform(jax.random.key(0), (1, 1, 5, 3))
     perturbation = jax.random.normal(jax.random.key(1), (1, 1, 5, 3))
     projected = project_l0(perturbation, images, 2, 2)
@@ -129,7 +129,7 @@ def test_corner_search_combines_pixels_up_to_the_number_given(key):
 
 
 def test_corner_search_tries_every_size_by_every_criterion(key):
-    """As many batches as the publication has rounds, on a network that nothing fools."""
+    """On a network that nothing fools, there are as many batches as the publication has rounds."""
     batches = []
 
     def logits_fn(images):

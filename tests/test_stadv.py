@@ -18,14 +18,14 @@ def recorded(original):
 
 
 def brightness_network(images):
-    """Class 0 while the left half is the brighter: pixels that move across the middle change the class."""
+    """Class 0 while the left half is brighter: pixels that move across the middle change the class."""
     left, right = jnp.split(images.mean(axis=(1, 3)), 2, axis=1)
     gap = 20 * (left.mean(1) - right.mean(1))
     return jnp.stack([gap, -gap, jnp.zeros_like(gap)], axis=-1)
 
 
 def step_edge(count=1, size=8):
-    """Bright on the left, and a little beyond the middle dark."""
+    """Images with a step down in brightness at the middle, on a ramp that darkens to the right."""
     image = np.where(np.arange(size) < size // 2, 0.6, 0.5)[None, None, :, None]
     ramp = np.linspace(0.1, -0.1, size)[None, None, :, None]
     return jnp.asarray(np.tile(image + ramp, (count, size, 1, 3)), jnp.float32)

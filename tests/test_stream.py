@@ -33,7 +33,7 @@ def small_flowers(tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class Painted:
-    """A source whose image of index i is painted with the colour i and its half; sizes differ."""
+    """A source whose image with index i is painted in the grey levels i and i // 2; sizes differ."""
 
     labels: np.ndarray
     indices: np.ndarray

@@ -13,7 +13,7 @@ compiled = jax.jit(wasserstein.project_wasserstein, static_argnames=["power"])
 
 
 def project_wasserstein(center, point, bound, power=2.0, regularisation=3000.0, steps=400, tolerance=1e-4):
-    """One program a shape: all numbers are arguments of it."""
+    """Compiled once per shape: all numbers are arguments of the program."""
     return compiled(center, point, bound, power=power, regularisation=regularisation, steps=steps, tolerance=tolerance)
 
 

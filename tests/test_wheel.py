@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def _run(*command, cwd, **environment):
-    """Runs a command that knows nothing of this checkout or environment."""
+    """Runs a command that knows nothing about this checkout or environment."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return subprocess.run(
         [str(part) for part in command], cwd=cwd, env=inherited | environment, capture_output=True, text=True

@@ -32,8 +32,8 @@ RUN = "\nsys.exit(main.main(sys.argv[1:]))\n"
 
 
 def start(workdir, log, *fields, method="lagrangian", before="", wrapper=(), **environment):
-    """Starts it; ``before`` is Python that runs first, ``wrapper`` a command that runs it with a work directory of its
-    own choice, ``environment`` is set."""
+    """Starts the run. ``before`` is Python code to run first, ``wrapper`` a command that starts it and chooses its own
+    work directory, ``environment`` holds environment variables."""
     arguments = [f"--config=digits:{method},smoke", *FIELDS, *fields, *[f"--workdir={workdir}"] * (not wrapper)]
     environment = {
         **os.environ,

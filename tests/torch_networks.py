@@ -12,7 +12,7 @@ def conv(inputs, outputs, size, stride=1, padding=None):
 
 
 class Residual(nn.Module):
-    """Convolutions with normalisation, ReLU between them and after the sum."""
+    """Convolutions with normalisation; a ReLU between them and after the sum."""
 
     def __init__(self, inputs, layers, stride, shortcut):
         super().__init__()
@@ -69,10 +69,10 @@ class ResNet(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """Normalisation, activation, convolution, twice; names: of the norms, the convolutions and the shortcut.
+    """Normalisation, activation, convolution, twice.
 
-    ``shortcut_of``: "input" or "activated", what a convolution in the shortcut sees; ``when``: "changed" or "wider",
-    where there is one.
+    ``names`` are those of the norms, the convolutions and the shortcut. ``shortcut_of`` ("input" or "activated") says
+    what a convolution in the shortcut sees, ``when`` ("changed" or "wider") which blocks have one.
     """
 
     def __init__(self, inputs, outputs, stride, names, act, shortcut_of, when="changed", shortcut_size=1, same=False):
@@ -234,7 +234,7 @@ class AttentionHead(nn.Module):
 
 
 class Segmentation(nn.Module):
-    """Logits of images: of their pixels, weighed by the foreground in evaluation mode, by the head in training."""
+    """An image's logits are its pixels' logits, weighted by the foreground in evaluation, by the head in training."""
 
     def __init__(self, stages=(2, 2, 2, 2), width=64, classes=10):
         super().__init__()

@@ -1,7 +1,7 @@
 """Data sets: small ones resident in memory as uint8, large ones read image by image and streamed.
 
-``load(config)`` makes a `Dataset` of the configuration's ``data`` section. Resident splits are augmented on the device
-(`augmentation.augment`); `stream` makes batches of the others, `resident` brings one into memory.
+``load(config)`` makes a `Dataset` from the configuration's ``data`` section. Resident splits are augmented on the
+device (`augmentation.augment`); `stream` makes batches of the others, and `resident` reads one of them into memory.
 """
 
 from collections.abc import Callable
@@ -32,16 +32,16 @@ def load(config: Any) -> Dataset:
     """The data set that a configuration describes.
 
     Args:
-      config: an object with the attribute ``name`` and, where they matter, ``dir`` (where the data lies; by default
+      config: an object with the attribute ``name`` and, where they matter, ``dir`` (where the data is; by default
         TFDS_DATA_DIR or ~/tensorflow_datasets), ``validation`` (how many training images to hold out; default 0),
-        ``image_size``, ``workers`` (threads to decode with; default: one a core), ``cache_dir``.
+        ``image_size``, ``workers`` (threads that decode; default: one per core), ``cache_dir``.
 
     Returns:
-      a `Dataset`. Which image is in which split depends on the data set and ``validation`` alone, not on any seed.
+      a `Dataset`. Which image is in which split depends only on the data set and ``validation``, not on any seed.
 
     Raises:
       ValueError: for an unknown name; the nearest is suggested.
-      DataError: (a ValueError) for data that is missing, damaged, or too little for ``validation``.
+      DataError: (a ValueError) for data that is missing, damaged, or too small for ``validation``.
     """
     if config.name not in DATASETS:
         raise unknown("data set", config.name, DATASETS)

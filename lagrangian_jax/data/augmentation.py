@@ -13,18 +13,18 @@ Mode = Literal["reflect", "zero"]
 
 
 def augment(keys: Array, images: Array, *, padding: int = 4, mode: Mode = "reflect", flip: bool = True) -> Array:
-    """Pads each image, crops it back to its size at a random place, and flips it left to right half of the time.
+    """Pads each image, crops it back to its size at a random position, and flips it left to right half of the time.
 
     Both crop offsets are uniform on 0, 1, ..., 2 * padding, independently of each other and of the flip. An example's
     result depends on its key alone.
 
     Args:
-      keys: (B,), one key an example.
+      keys: (B,), one key per example.
       images: (B, H, W, C) uint8.
-      padding: pixels on every side; 0 leaves the place as it is.
+      padding: pixels on every side; with 0 the image is not shifted.
       mode: ``"reflect"`` mirrors the image without repeating its edge pixel (the paper, IAAT, MMA, MSD), ``"zero"``
         surrounds it with black (TRADES, MART, PAT).
-      flip: whether to flip at all; digits, for one, have a reading direction.
+      flip: whether to flip at all; digits, for instance, have a reading direction.
 
     Returns:
       (B, H, W, C) float32 in [0, 1], exactly pixel / 255.
@@ -45,7 +45,7 @@ def augment(keys: Array, images: Array, *, padding: int = 4, mode: Mode = "refle
         limit = f"0 <= padding < {min(height, width)}" if mode == "reflect" else "padding >= 0"
         raise ValueError(f"padding: expected {limit} for {height}x{width} images and mode {mode!r}, got {padding}")
 
-    # One draw of 96 bits an example; the remainder's bias is below 2 * padding / 2**32.
+    # One draw of 96 bits per example; the remainder's bias is below 2 * padding / 2**32.
     bits = jax.vmap(lambda key: jax.random.bits(key, (3,), jnp.uint32))(keys)
     offsets = (bits[:, :2] % jnp.uint32(2 * padding + 1)).astype(jnp.int32) - padding
     rows = offsets[:, :1] + jnp.arange(height)
@@ -54,8 +54,8 @@ def augment(keys: Array, images: Array, *, padding: int = 4, mode: Mode = "refle
         columns = jnp.where(bits[:, 2:] >> 31 == 1, columns[::-1], columns)
     columns = offsets[:, 1:] + columns
 
-    # Pad, crop and flip are one gather, of the pixel that each output pixel comes from. (Slices of a padded copy take
-    # twice as long on a CPU, products with one-hot matrices five times.)
+    # Padding, cropping and flipping are one gather of each output pixel's source. (On a CPU, slices of a padded copy
+    # take twice as long, products with one-hot matrices five times as long.)
     example = jnp.arange(images.shape[0])[:, None, None]
     cropped = images[example, _reflect(rows, height)[:, :, None], _reflect(columns, width)[:, None, :]]
     if mode == "zero":
@@ -67,19 +67,19 @@ def augment(keys: Array, images: Array, *, padding: int = 4, mode: Mode = "refle
 def unit_interval(pixels: Array) -> Array:
     """uint8 to float32 in [0, 1]: pixel / 255, correctly rounded.
 
-    XLA multiplies by the reciprocal instead, which is one unit in the last place off for half of the values.
+    XLA would multiply by the reciprocal, which is off by one unit in the last place for half of the values.
 
     >>> pixels = np.arange(256, dtype=np.uint8)
     >>> bool(np.all(jax.jit(unit_interval)(pixels) == pixels.astype(np.float32) / 255))
     True
     """
-    # 1 / 255 in two parts; the product with the first, of 16 bits, is exact, so that only the sum is rounded.
+    # 1 / 255 in two parts. The product with the first, which has 16 bits, is exact, so only the sum's rounding counts.
     first = np.float32(round(2**23 / 255) / 2**23)
     return pixels * first + pixels * np.float32(1 / 255 - float(first))
 
 
 def _reflect(index: Array, size: int) -> Array:
-    """Mirrors indices in (-size, 2 * size - 1) at the first and the last element, neither repeated."""
+    """Mirrors indices in (-size, 2 * size - 1) at the first and the last element, without repeating either."""
     return (size - 1) - jnp.abs((size - 1) - jnp.abs(index))
 
 

@@ -32,9 +32,9 @@ def fingerprint(files: Iterable[pathlib.Path]) -> str:
 def cached(
     path: pathlib.Path, names: Iterable[str], make: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The named arrays in ``path`` (.npz, checksummed); made and written there if it is absent or damaged.
+    """Reads the named arrays from ``path`` (.npz, checksummed); if it is absent or damaged, makes and writes them.
 
-    A directory that cannot be written to costs the time of making them again and nothing else.
+    If the directory cannot be written to, the arrays are made again every time; nothing else is lost.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:  # the archive's checksums are compared while reading
@@ -46,7 +46,7 @@ def cached(
     arrays = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside and renamed, so that neither a kill nor a second process leaves half a file under the name.
+        # Written to a temporary file and renamed, so that neither a kill nor a second process leaves half a file here.
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
             try:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -55,5 +55,5 @@ def cached(
                 raise
         os.replace(file.name, path)
     except OSError as error:
-        log.warning("%s could not be written (%s); the data is read anew at every start", path, error)
+        log.warning("%s could not be written (%s); the data will be read again at every start", path, error)
     return arrays

@@ -17,9 +17,9 @@ SIZES = {"train": 50_000, "test": 10_000}
 
 
 def load(config: Any) -> Dataset:
-    """50,000 training and 10,000 test images of 32x32 pixels, in the order they were published in.
+    """50,000 training and 10,000 test images of 32x32 pixels, in the order in which they were published.
 
-    They are decoded once and kept in the cache directory (184 MB); later starts read that.
+    They are decoded once and kept in the cache directory (184 MB), from where later starts read them.
     """
     return _dataset(config, "cifar10", slice(None))
 
@@ -76,7 +76,7 @@ def _read(path: pathlib.Path, threads: int) -> dict[str, np.ndarray]:
 
 
 def _remark(inexact: pathlib.Path, train: Split, test: Split) -> str:
-    """What is known to differ from the published pixels: a JSON file beside the TFDS directory lists such images."""
+    """How many images differ from the published pixels, as far as a JSON file beside the TFDS directory lists them."""
     try:
         listed = json.loads(inexact.read_text())
         counts = [int(np.isin(split.indices, listed[name]).sum()) for name, split in (("train", train), ("test", test))]

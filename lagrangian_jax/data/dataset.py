@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-SEED = 20210327  # of every fixed division of a data set; the run's own seed never moves an image between splits
+SEED = 20210327  # for every fixed division of a data set; the run's own seed never moves an image between splits
 
 
 class DataError(ValueError):
@@ -18,7 +18,7 @@ class Split(NamedTuple):
     Attributes:
       images: (N, H, W, C) uint8.
       labels: (N,) int32.
-      indices: (N,) int32, each image's place in the data set as published (its training or its test part).
+      indices: (N,) int32, each image's position in the published training or test set.
     """
 
     images: np.ndarray
@@ -31,11 +31,11 @@ class Split(NamedTuple):
 
 
 class Source(Protocol):
-    """Images read one at a time, in any order, from any process (it pickles small); `stream` makes batches of it.
+    """Images read one at a time, in any order, from any process (its pickle is small); `stream` makes batches of it.
 
     Attributes:
       labels: (N,) int32.
-      indices: (N,) int64, each image's place in the data set as published.
+      indices: (N,) int32, each image's position in the published training or test set.
     """
 
     labels: np.ndarray
@@ -57,11 +57,11 @@ class Dataset(NamedTuple):
 
     Attributes:
       name: the registered name.
-      classes: their names, by label.
-      train: what is trained on; ``validation`` is not in it.
+      classes: the names of the classes, by label.
+      train: the images to train on; those of ``validation`` are not among them.
       validation: held-out training images, for choosing a checkpoint; may be empty.
-      test: only ever measured on.
-      remark: what a reader of a result must know of the data, in a sentence or two; may be empty.
+      test: images for measurements only.
+      remark: what a reader of a result must know about the data, in a sentence or two; may be empty.
     """
 
     name: str
@@ -73,12 +73,12 @@ class Dataset(NamedTuple):
 
 
 def hold_out(labels: np.ndarray, count: int, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
-    """Divides rows at random into those kept and ``count`` held out, each class in proportion to within one image.
+    """Divides rows at random into kept and ``count`` held-out ones; each class keeps its share to within one image.
 
     Args:
       labels: (N,) integers.
       count: how many to hold out.
-      seed: of the draw.
+      seed: for the draw.
 
     Returns:
       (kept, held out), ascending row numbers.
@@ -92,8 +92,8 @@ def hold_out(labels: np.ndarray, count: int, seed: int = SEED) -> tuple[np.ndarr
     if not 0 <= count <= len(labels):
         raise DataError(f"count: expected 0 to {len(labels)} images to hold out, got {count}")
     rng = np.random.default_rng(seed)
-    # An image's quantile within its class, in random order: the images below a common quantile are a fair share of
-    # every class, and the small random term settles which classes give one more when the shares are not whole.
+    # Each image gets a quantile within its class, in random order. The images below a common quantile are a fair share
+    # of every class; the small random term decides which classes give one more when the shares are not whole.
     quantile = np.empty(len(labels))
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
@@ -103,7 +103,7 @@ def hold_out(labels: np.ndarray, count: int, seed: int = SEED) -> tuple[np.ndarr
 
 
 def divide(train: Any, test: Any, validation: int) -> dict[str, Any]:
-    """``train`` less its validation images, those, and ``test``, by the names that `Dataset` has for them."""
+    """Holds ``validation`` images out of ``train``; returns the three splits under `Dataset`'s names for them."""
     if validation and not 0 <= validation < len(train.labels):
         raise DataError(
             f"data.validation: expected 0 to {len(train.labels) - 1} of the {len(train.labels)} training images, "

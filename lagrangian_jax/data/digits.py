@@ -11,9 +11,9 @@ TEST = 360
 
 
 def load(config: Any) -> Dataset:
-    """8x8 grey images enlarged to RGB of ``config.image_size`` (32 where it says 0 or nothing).
+    """8x8 grey images, enlarged to ``config.image_size`` (32 if that is 0 or absent) and converted to RGB.
 
-    A fifth of the images, the same in every run and balanced over the classes, is the test set.
+    The test set is a fifth of the images, the same in every run and balanced over the classes.
     """
     from sklearn.datasets import load_digits
 

@@ -1,4 +1,4 @@
-"""Images in class folders, ``FOLDER/<class>/*.jpg``: Kaggle's flowers-recognition, or any set kept so."""
+"""Images in class folders, ``FOLDER/<class>/*.jpg``: Kaggle's flowers-recognition, or any data set laid out like it."""
 
 import dataclasses
 import os
@@ -36,27 +36,27 @@ class FolderSource:
 
 
 def load(config: Any) -> Dataset:
-    """``FOLDER/<class>``, of which a fifth of every class is the test set (the paper does not say what its split was),
-    or ``FOLDER/train/<class>`` and ``FOLDER/test/<class>`` (or ``val``).
+    """Images in ``FOLDER/<class>``, or in ``FOLDER/train/<class>`` and ``FOLDER/test/<class>`` (or ``val``).
 
-    The fifth is the same in every run on the same files. A file that is added, removed or renamed divides them anew, so
-    that images which were trained on may be tested: a run's ``data.json`` tells.
+    In the first layout, a fifth of every class is the test set (the paper does not say how it split the images). It is
+    the same in every run on the same files. Adding, removing or renaming a file divides the images anew, so that some
+    of those trained on may end up in the test set; a run's ``data.json`` lists its images, so this is noticed.
 
-    ``config.dir`` is FOLDER; by default ``flowers`` in the directory of the TFDS data sets. All files are decoded once
-    before anything is trained on them; the cache remembers that they are whole.
+    FOLDER is ``config.dir``, by default ``flowers`` in the directory of the TFDS data sets. All files are decoded once
+    before training; the cache remembers that they can be read.
     """
     folder = (
         pathlib.Path(config.dir).expanduser() if getattr(config, "dir", "") else records.directory(config) / "flowers"
     )
     if not folder.is_dir():
         raise DataError(
-            f"flowers: {folder} is not a directory; --config.data.dir names one with a folder of images for each "
+            f"flowers: {folder} is not a directory; set --config.data.dir to one with a folder of images for each "
             "class, for instance the unpacked https://www.kaggle.com/datasets/alxmamaev/flowers-recognition"
         )
-    apart = next((folder / name for name in ("test", "val") if _folders(folder / name)), None)
-    if apart and _folders(folder / "train"):
+    test_folder = next((folder / name for name in ("test", "val") if _folders(folder / name)), None)
+    if test_folder and _folders(folder / "train"):
         classes = _classes(folder / "train")
-        train, test = _source(folder / "train", classes), _source(apart, classes)
+        train, test = _source(folder / "train", classes), _source(test_folder, classes)
         remark = f"{len(train):,} training and {len(test):,} test images from class folders."
     else:
         classes = _classes(folder)
@@ -71,8 +71,8 @@ def load(config: Any) -> Dataset:
     cache.cached(mark, ["count"], lambda: _check(files))
     return Dataset(
         name="flowers",
-        # A name that is not UTF-8, of an archive from Windows, could not be written into a report. Its bytes are
-        # spelled out (L\xf6wenzahn), so that no two folders become one class.
+        # A name that is not UTF-8, from a Windows archive, say, could not be written into a report. Its bytes are
+        # escaped (L\xf6wenzahn), so that no two folders become one class.
         classes=tuple(os.fsencode(name).decode(errors="backslashreplace") for name in classes),
         **divide(train, test, getattr(config, "validation", 0)),
         remark=remark,
@@ -89,7 +89,7 @@ def _images(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _classes(folder: pathlib.Path) -> tuple[str, ...]:
-    """The class folders; raises DataError where there are fewer than two, or one is empty."""
+    """The names of the class folders; raises DataError if there are fewer than two, or one is empty."""
     empty = [path for path in _folders(folder) if not _images(path)]
     classes = tuple(path.name for path in _folders(folder) if path not in empty)
     if len(classes) < 2:
@@ -98,12 +98,12 @@ def _classes(folder: pathlib.Path) -> tuple[str, ...]:
             "expected one for each of at least two classes"
         )
     if empty:
-        raise DataError(f"flowers: {empty[0]} holds no image ({', '.join(sorted(SUFFIXES))}); fill it or take it away")
+        raise DataError(f"flowers: {empty[0]} holds no image ({', '.join(sorted(SUFFIXES))}); add images or remove it")
     return classes
 
 
 def _source(folder: pathlib.Path, classes: tuple[str, ...]) -> FolderSource:
-    """The images of a folder of class folders; raises DataError where one is of no class."""
+    """The images in a folder of class folders; raises DataError if one of these is not in ``classes``."""
     other = [path for path in _folders(folder) if path.name not in classes]
     if other:
         raise DataError(f"flowers: {other[0]} is of no class that is trained on: {', '.join(classes)}")

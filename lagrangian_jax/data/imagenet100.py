@@ -17,7 +17,7 @@ SPLITS = ("train", "validation")
 
 
 class RecordSource:
-    """Records of a TFDS split; a `Source`. Each process that it comes to opens the files for itself."""
+    """Records of a TFDS split; a `Source`. Each process that receives one opens the files itself."""
 
     def __init__(self, path: pathlib.Path, split: str, labels: np.ndarray, indices: np.ndarray):
         self.path, self.split, self.labels, self.indices = path, split, labels, indices
@@ -42,14 +42,14 @@ class RecordSource:
 
 
 def load(config: Any) -> Dataset:
-    """About 126,000 training images; the test set is ImageNet's validation set, 50 images a class.
+    """About 126,000 training images; the test set is ImageNet's validation set, 50 images per class.
 
-    Which records belong is found in one pass over all of them, which takes minutes, and is kept in the cache directory.
+    Finding their records takes one pass over all of ImageNet, some minutes; the result is kept in the cache directory.
     """
     path = records.find("imagenet2012", config)
     names = records.label_names(path)
     if list(names) != sorted(names) or len(names) % EVERY:
-        raise DataError(f"{path}: expected labels in the order of their WordNet ids, ten times as many as are taken")
+        raise DataError(f"{path}: expected labels sorted by WordNet id, a multiple of {EVERY} of them")
     file = cache.folder(config) / f"imagenet100-{path.name}-{cache.fingerprint(records.files(path))}.npz"
     parts = [f"{split}_{part}" for split in SPLITS for part in ("labels", "records")]
     index = cache.cached(file, parts, lambda: {**_index(path, SPLITS[0]), **_index(path, SPLITS[1])})
@@ -68,7 +68,7 @@ def load(config: Any) -> Dataset:
 
 
 def _index(path: pathlib.Path, split: str) -> dict[str, np.ndarray]:
-    """Labels and record numbers of the classes that are taken, sorted by file name: the same on every machine."""
+    """Labels and record numbers of the selected classes, sorted by file name: the same on every machine."""
     source = records.open_split(path, split)
     found = [
         (row["file_name"], row["label"] // EVERY, record)

@@ -1,4 +1,4 @@
-"""What is done to one image on the host: reading it, and the crops of training and testing."""
+"""Work on one image on the host: reading it, and the crops for training and testing."""
 
 import math
 from typing import Any
@@ -8,14 +8,14 @@ from PIL import Image
 
 from lagrangian_jax.data.dataset import DataError
 
-Box = tuple[int, int, int, int]  # left, upper, right, lower, as Pillow has it
+Box = tuple[int, int, int, int]  # left, upper, right, lower, as in Pillow
 
 
 def read_image(opened: Any, name: str) -> Image.Image:
     """The RGB image in a path or file object; ``name`` is for the error."""
     try:
         with Image.open(opened) as image:
-            if image.mode.startswith("I"):  # grey of 16 bits, which `convert` would cut off at 255
+            if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
                 return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
     except FileNotFoundError as error:
@@ -33,8 +33,8 @@ def random_box(
 ) -> Box:
     """The box that torchvision's RandomResizedCrop cuts out.
 
-    Its share of the area is uniform on ``scale`` and its aspect ratio log-uniform on ``ratio``; its place is uniform.
-    A box that does not fit is drawn again, ten times at most; then it is the largest central one within ``ratio``.
+    Its share of the area is uniform on ``scale``, its aspect ratio log-uniform on ``ratio``, its position uniform. A
+    box that does not fit is drawn again; if ten draws fail, it is the largest central one with a ratio in ``ratio``.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -50,14 +50,14 @@ def random_box(
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """`random_box` enlarged or reduced to size x size (bilinear, antialiased), flipped half of the time."""
-    # Cut first: resize's own box argument lets the filter see pixels outside of it.
+    """`random_box` resized to size x size (bilinear, antialiased), and flipped half of the time."""
+    # Crop first: with the box argument of `resize`, the filter would see pixels outside the box.
     cropped = image.crop(random_box(*image.size, rng)).resize((size, size), Image.Resampling.BILINEAR)
     return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else cropped
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The shorter side brought to 256/224 of ``size`` (bilinear, antialiased), then the central size x size."""
+    """Resizes the shorter side to 256/224 of ``size`` (bilinear, antialiased) and crops the central size x size."""
     width, height = image.size
     short = round(size * 256 / 224)
     if width <= height:

@@ -1,10 +1,10 @@
-"""Downloads and prepares a data set once, in the form that is read without TensorFlow.
+"""Downloads and prepares a data set once, in a form that can be read without TensorFlow.
 
     python -m lagrangian_jax.data.prepare cifar10 --dir ~/tensorflow_datasets
 
-This alone needs TensorFlow: ``pip install 'lagrangian_jax[prepare]'``. Archives that are here already are taken from
-``--archives`` and not downloaded: cifar-10-binary.tar.gz for CIFAR-10. ImageNet's own, ILSVRC2012_img_train.tar and
-ILSVRC2012_img_val.tar, must be there, since its site asks for an account.
+Only this step needs TensorFlow: ``pip install 'lagrangian_jax[prepare]'``. An archive that is already in the folder
+``--archives`` is not downloaded: cifar-10-binary.tar.gz for CIFAR-10. Those of ImageNet, ILSVRC2012_img_train.tar and
+ILSVRC2012_img_val.tar, must be in it, since ImageNet's site requires an account.
 """
 
 import argparse
@@ -25,12 +25,12 @@ NAMES = {
 
 
 def prepare(name: str, directory: str, archives: str | None = None) -> str:
-    """Prepares a data set as ``array_record`` files and returns the directory that they are in.
+    """Prepares a data set as ``array_record`` files and returns their directory.
 
     Args:
       name: one of `NAMES`.
-      directory: of TFDS data sets.
-      archives: a directory with archives that are not to be downloaded.
+      directory: the directory of TFDS data sets.
+      archives: a directory of archives that need not be downloaded.
 
     Raises:
       ValueError: for an unknown name, or if the directory holds the data set in another format.
@@ -61,11 +61,11 @@ def main() -> int:
     parser.add_argument(
         "--dir", default=os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), help="default: %(default)s"
     )
-    parser.add_argument("--archives", help="directory with archives that are here already")
+    parser.add_argument("--archives", help="folder of archives that are already downloaded")
     arguments = parser.parse_args()
     try:
         print(prepare(arguments.name, arguments.dir, arguments.archives))
-    except Exception as error:  # of TFDS and of what it downloads with: no common class
+    except Exception as error:  # from TFDS and its downloader: no common class
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""Reads what TensorFlow Datasets prepared, without TensorFlow."""
+"""Reads data sets that TensorFlow Datasets prepared, without TensorFlow."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from typing import Any
 
 from lagrangian_jax.data.dataset import DataError
 
-CHUNK = 1024  # records a read: enough for the reader's threads, little enough to hold
+CHUNK = 1024  # records per read: enough for the reader's threads, few enough to hold in memory
 
 
 def directory(config: Any) -> pathlib.Path:
-    """Where data sets lie: ``config.dir``, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Where data sets are: ``config.dir``, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     given = getattr(config, "dir", "") or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return pathlib.Path(given).expanduser()
 
@@ -22,7 +22,8 @@ def find(name: str, config: Any) -> pathlib.Path:
     """The newest prepared version of a data set, ``<directory>/<name>/<version>``.
 
     Raises:
-      DataError: if there is none, or only in a format without random access; it says which command prepares it.
+      DataError: if there is none, or only in a format without random access; the message has the command
+        that prepares it.
     """
     found = readable(name, directory(config))
     if not found:
@@ -35,11 +36,11 @@ def find(name: str, config: Any) -> pathlib.Path:
 
 
 def readable(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
-    """The prepared versions of a data set that have random access; none if none is prepared.
+    """The prepared versions of a data set that have random access; empty if none is prepared.
 
     Raises:
-      DataError: if all that are prepared are in other formats. TFDS keeps to the format that it finds in a folder, so
-        it says how to prepare the data set in another folder.
+      DataError: if all prepared versions are in other formats. TFDS keeps to the format that it finds in a folder, so
+        the message says how to prepare the data set in another one.
     """
     prepared = [path.parent for path in (folder / name).glob("*/dataset_info.json") if _version(path.parent.name)]
     found = [path for path in prepared if _format(path) == "array_record"]
@@ -107,7 +108,7 @@ def read(source: Any, rows: Iterable[int] | None = None) -> Iterator[dict[str, A
         chunk = rows[start : start + CHUNK]
         try:
             contents = source.__getitems__(chunk)
-        except Exception as error:  # the reader's own errors differ by version and are of no common class
+        except Exception as error:  # the reader's own errors differ by version and have no common class
             raise DataError(f"{place}: records {chunk[0]} to {chunk[-1]} cannot be read ({error})") from error
         for row, content in zip(chunk, contents, strict=True):
             if any(value is None for value in content.values()):  # what the reader makes of a truncated file

@@ -1,7 +1,7 @@
-"""Batches of a source that is too large to hold: decoded, cropped and prefetched by Grain, ahead of the device.
+"""Batches of a source that is too large for memory: decoded, cropped and prefetched by Grain, ahead of the device.
 
-What a training batch holds is a function of the seed and the step alone: not of the number of workers, nor of the
-processes that share the work, nor of where an interrupted run took up again.
+The content of a training batch depends only on the seed and the step: not on the number of workers, nor on how many
+processes share the work, nor on where an interrupted run resumed.
 """
 
 import dataclasses
@@ -36,29 +36,29 @@ def stream(
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """Iterates over batches of a source.
 
-    Training batches go on without end: every epoch is a permutation of its own, whose last partial batch is dropped,
-    and every image is cut at random (`images.random_crop`). Test batches are the source once, in order, cut centrally
-    (`images.centre_crop`); the last one is whatever remains.
+    Training batches never end: every epoch is a new permutation, whose last partial batch is dropped, and every image
+    is cropped at random (`images.random_crop`). Test batches go through the source once, in order, with central crops
+    (`images.centre_crop`); the last one holds what remains.
 
     Args:
       source: the images.
-      batch_size: of all processes together.
-      train: which of the two.
-      image_size: pixels of a side of the square crop.
-      seed: of permutations, crops and flips; each example's draws come from (seed, epoch, row).
-      start_step: the first batch to give, counted from the beginning of training (or of the test set).
-      steps_per_epoch: batches after which a new permutation begins; all whole batches by default.
-      workers: processes that decode; 0 decodes in threads of this one, which does for a few cores.
-      shard: (this process, number of processes). Each gets its consecutive part of every batch, so all of them get
-        equally many batches; a part of the last test batch may be empty.
+      batch_size: images in a batch, over all processes.
+      train: whether to make training or test batches.
+      image_size: side of the square crop, in pixels.
+      seed: for permutations, crops and flips; each example's draws come from (seed, epoch, row).
+      start_step: the first batch to yield, counted from the beginning of training (or of the test set).
+      steps_per_epoch: batches after which a new permutation begins; 0: all whole batches.
+      workers: processes that decode; 0 decodes in threads of this one, which is enough for a few cores.
+      shard: (this process, number of processes). Each gets a consecutive part of every batch, so all of them get the
+        same number of batches; its part of the last test batch may be empty.
 
     Returns:
       a generator of {"images": (B, S, S, 3) uint8, "labels": (B,) int32, "index": (B,) int32, rows of the source}. Its
-      method ``close`` ends the workers.
+      ``close`` method ends the workers.
 
     Raises:
       DataError: from the generator, for an image that cannot be read; it names the file or record.
-      ValueError: for sizes that do not fit together.
+      ValueError: for sizes that do not fit each other.
     """
     import grain
 
@@ -85,12 +85,12 @@ def stream(
         start_step=start_step,
         steps_per_epoch=steps_per_epoch or whole,
     )
-    # Of a host that several processes share, a scheduler leaves each its part of the cores.
+    # Where several processes share a host, the scheduler gives each its own part of the cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = 2 if workers else cores
     dataset = grain.MapDataset.source(batches).to_iter_dataset(grain.ReadOptions(threads, threads + 1))
     if workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, and fails in a program without absl's
+        if not flags.FLAGS.is_parsed():  # Grain reads absl flags, and fails in a program that has not parsed them
             flags.FLAGS.mark_as_parsed()
         options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(options, worker_init_fn=_follow_parent)
@@ -107,7 +107,7 @@ def _arrays(batches: Any) -> Generator[dict[str, np.ndarray], None, None]:
 
 
 def resident(source: Split | Source, *, image_size: int = 224, workers: int = 0, batch_size: int = 64) -> Split:
-    """A source in memory, as its test pipeline gives it: for validation and test sets, which are read many times."""
+    """Reads a source into memory as test batches have it: for validation and test sets, which are used many times."""
     if isinstance(source, Split):
         return source
     images = np.empty((len(source), image_size, image_size, 3), np.uint8)
@@ -121,12 +121,12 @@ def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
 
 
-_epoch_order = functools.lru_cache(maxsize=2)(epoch_order)  # batches of two epochs are under way at a boundary
+_epoch_order = functools.lru_cache(maxsize=2)(epoch_order)  # batches of two epochs are in flight at a boundary
 
 
 @dataclasses.dataclass(frozen=True)
 class _Batches:
-    """Random access to the batches of a run from a step on, which is what Grain divides among its workers."""
+    """Random access to a run's batches from ``start_step`` on; Grain divides them among its workers."""
 
     source: Source
     batch_size: int
@@ -158,7 +158,7 @@ class _Batches:
 
 
 def _follow_parent(worker: int, workers: int) -> None:
-    """Makes a worker end with the process that reads from it, however that ends, and not before."""
+    """Makes a worker end when the process that reads from it ends, in whatever way, and not before."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the reader decides what it means
     parent = multiprocessing.parent_process()
     assert parent is not None

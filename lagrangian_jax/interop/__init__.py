@@ -1,4 +1,4 @@
-"""Weights of PyTorch networks, in and out, by name; Flax, orbax, StableHLO and ONNX files; RobustBench."""
+"""Reads and writes weights: of PyTorch networks, by name; Flax, orbax, StableHLO and ONNX files; RobustBench."""
 
 from lagrangian_jax.interop import robustbench
 from lagrangian_jax.interop.robustbench import model_info

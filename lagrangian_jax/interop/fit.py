@@ -17,24 +17,24 @@ from lagrangian_jax.interop.torch import torch_name, torch_shape
 Leaf = tuple[str, ...]
 Shape = tuple[int, ...]
 
-# No weights: counts of batches, a normalisation, and layers that TRADES' WideResNet makes and never runs.
+# Not weights: batch counts, a normalisation, and layers that TRADES' WideResNet creates and never runs.
 MEAN, STD = re.compile(r"(^|\.)(new_)?(mean|mu)$"), re.compile(r"(^|\.)(new_)?(std|sigma)$")
 UNUSED = re.compile(rf"(^|\.)(num_batches_tracked$|sub_block1\.)|{MEAN.pattern}|{STD.pattern}")
 
-# Registered networks, and variants of them that have other tensors.
+# The registered networks, and variants of them whose tensors differ.
 _CANDIDATES: tuple[tuple[str, dict[str, Any]], ...] = (
     *((name, {}) for name in models.names()),
     *((name, {"stem": "imagenet"}) for name in ("resnet18", "resnet34", "resnet50")),
     ("preact_resnet18", {"final_norm": True}),
 )
-# Where the tensors tell a size: of the head, the number of classes; of the stem, the width; of the first block, too.
+# Tensors that tell a size: the head the number of classes, the stem the width, the first block the widening factor.
 _HEADS = ("fc.weight", "linear.weight", "logits.weight", "classifier.6.weight", "classify.2.weight")
 _STEMS = ("conv1.weight", "conv_2d.weight", "features.0.weight")
 _FIRST_BLOCKS = ("block1.layer.0.conv1.weight", "layer.0.block.0.conv_0.weight")
 
 
 def leaves(network: nn.Module, image_shape: tuple[int, int, int] | None = None) -> dict[str, tuple[Leaf, Shape]]:
-    """PyTorch's name of every weight and statistic of a network, with its place in the variables and PyTorch's shape.
+    """Maps PyTorch's name of each weight and statistic to its path in the variables and its shape in PyTorch.
 
     >>> leaves(models.create("resnet18"))["linear.weight"]
     (('params', 'linear', 'kernel'), (10, 512))
@@ -46,7 +46,7 @@ def leaves(network: nn.Module, image_shape: tuple[int, int, int] | None = None) 
 
 
 def classes(shapes: Mapping[str, Shape]) -> int | None:
-    """How many classes tensors without a prefix are for, by those of the last layer; None if it has another name.
+    """The number of classes, from the last layer of tensors without a prefix; None if that layer has another name.
 
     >>> classes({"conv1.weight": (64, 3, 3, 3), "linear.weight": (7, 512)})
     7
@@ -55,7 +55,7 @@ def classes(shapes: Mapping[str, Shape]) -> int | None:
 
 
 def last_layer(names: Iterable[str]) -> bool:
-    """Whether some of PyTorch's names are of a network's last layer, and no other.
+    """Whether PyTorch's names are all those of a network's last layer.
 
     >>> last_layer(["fc.weight", "fc.bias"]), last_layer(["conv1.weight", "fc.weight"])
     (True, False)
@@ -65,13 +65,13 @@ def last_layer(names: Iterable[str]) -> bool:
 
 
 def default_image_shape(network: nn.Module) -> tuple[int, int, int]:
-    """(H, W, C) of what a network was made for."""
+    """(H, W, C) of the images that a network was made for."""
     size = 224 if getattr(network, "stem", None) == "imagenet" else 32
     return size, size, 3
 
 
 def common_prefix(names: Iterable[str], expected: Iterable[str]) -> str:
-    """What stands before the expected names in most of ``names``, such as "module."; of equals, the shortest.
+    """The prefix, such as "module.", with which most of the expected names occur in ``names``; the shortest, if tied.
 
     >>> common_prefix(["0.mean", "1.conv1.weight", "1.fc.bias"], ["conv1.weight", "fc.bias"])
     '1.'
@@ -84,11 +84,11 @@ def common_prefix(names: Iterable[str], expected: Iterable[str]) -> str:
 
 
 def suggestion(shapes: Mapping[str, Shape], network: nn.Module) -> str:
-    """The registered network that tensors fit best, as a sentence; "" where none fits better than ``network``.
+    """The registered network that the tensors fit best, as a sentence; "" if none fits better than ``network``.
 
     Args:
-      shapes: of the tensors, by PyTorch's names.
-      network: the one that was tried.
+      shapes: the tensors' shapes, by PyTorch's names.
+      network: the network that was tried.
     """
     names = {index: _overlap(dict.fromkeys(shapes), dict.fromkeys(_names(index))) for index in range(len(_CANDIDATES))}
     best, score = "", (_overlap(shapes, _shapes(network)), 0)
@@ -115,7 +115,7 @@ def _names(index: int) -> frozenset[str]:
 
 
 def _overlap(given: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
-    """The share of equal name and value, of the weights that are in either."""
+    """Of the weights in either mapping, the share that have the same name and value in both."""
     prefix = common_prefix(given, expected)
     weights = {name.removeprefix(prefix): value for name, value in given.items() if not UNUSED.search(name)}
     equal = sum(name in weights and weights[name] == value for name, value in expected.items())
@@ -123,7 +123,7 @@ def _overlap(given: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
 
 
 def _sizes(shapes: Mapping[str, Shape], index: int, tried: int | None) -> dict[str, int]:
-    """Sizes that the tensors tell, where they are not the candidate's defaults; classes, too, if others were tried."""
+    """Sizes that the tensors tell, if not the candidate's defaults; the classes always if another number was tried."""
     prefix = common_prefix(shapes, _names(index))
 
     def channels(names: Iterable[str]) -> int | None:

@@ -1,4 +1,4 @@
-"""RobustBench (Croce et al. 2021): the networks of its model zoo, and its form of a result."""
+"""RobustBench (Croce et al. 2021): the networks of its model zoo, and its format for results."""
 
 import re
 from collections.abc import Mapping
@@ -59,14 +59,14 @@ NETWORKS = {model: (name, given) for name, given, zoo in _NETWORKS for model in 
 
 
 def network(model: str) -> nn.Module:
-    """The network that a model of RobustBench's zoo (CIFAR-10, Linf) has, for `lagrangian_jax.interop.load`.
+    """The network of a model in RobustBench's zoo (CIFAR-10, Linf), for `lagrangian_jax.interop.load`.
 
     Args:
-      model: its name there. The file of Andriushchenko2020Understanding holds two states; load it with
+      model: the model's name in RobustBench. The file of Andriushchenko2020Understanding holds two states; load it with
         ``entry="last"``, as RobustBench does.
 
     Raises:
-      ValueError: no such model, or one whose architecture is not in `lagrangian_jax.models`; lists the others.
+      ValueError: if there is no such model, or its architecture is not in `lagrangian_jax.models`; lists the others.
 
     >>> network("Wang2023Better_WRN-70-16").depth
     70
@@ -78,16 +78,16 @@ def network(model: str) -> nn.Module:
 
 
 def model_info(results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """An evaluation as an entry of RobustBench's leaderboard, ``model_info/<dataset>/<Linf or L2>/<Name>.json`` there.
+    """An evaluation as an entry of RobustBench's leaderboard, its ``model_info/<dataset>/<Linf or L2>/<Name>.json``.
 
-    What an evaluation cannot know is left to fill in: ``link``, ``name``, ``authors`` and ``venue`` are empty, and
-    ``additional_data`` is None where the weights were not trained here.
+    What an evaluation cannot know is left for you to fill in: ``link``, ``name``, ``authors`` and ``venue`` are empty,
+    and ``additional_data`` is None if the weights were not trained here.
 
     Args:
       results: the content of ``results.json``, or `Result.to_json()`.
 
     Returns:
-      RobustBench's fields, accuracies in per cent as text; None where AutoAttack is not among the attacks.
+      RobustBench's fields, with accuracies in per cent as text; None if AutoAttack is not among the attacks.
 
     >>> clean = {"name": "none", "attack": "none", "correct": 8, "total": 10, "accuracy": 0.8, "parameters": {}}
     >>> robust = {**clean, "name": "aa", "attack": "autoattack", "accuracy": 0.5}

@@ -17,26 +17,26 @@ import numpy as np
 from lagrangian_jax.interop import torch_file
 
 _LEAF = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-# Keys under which training code keeps the weights beside its optimiser and the like; the first that is there counts.
+# Keys under which training code saves the weights beside its optimiser and the like; the first that exists is used.
 _WRAPPERS = ("state_dict", "model_state_dict", "net", "model", "network", "params")
 
 
 def read_state_dict(path: str | os.PathLike, entry: str | None = None) -> dict[str, np.ndarray]:
-    """The tensors in a file by PyTorch's names, in its layouts; nothing in the file is executed.
+    """Reads the tensors in a file, with PyTorch's names and layouts; nothing in the file is executed.
 
     Args:
-      path: safetensors; Flax msgpack; a work directory or orbax's; anything else is read as a file of ``torch.save``
-        (.pt, .pth, .th, .tar: the suffix does not matter).
-      entry: the key of the state dict, where a file holds several.
+      path: a safetensors file, a Flax msgpack file, a run's work directory or an orbax directory; anything else is
+        read as a file of ``torch.save`` (.pt, .pth, .th, .tar: the suffix does not matter).
+      entry: the key of the state dict, if a file holds several.
 
     Raises:
-      ValueError: the file is damaged, or holds no state dict or several; says which.
-      OSError: it cannot be read.
+      ValueError: if the file is damaged, or holds no state dict or several; the message says which.
+      OSError: if it cannot be read.
     """
     name = os.fspath(path)
-    of_run = os.path.join(name, "weights.safetensors")
-    if os.path.isdir(name) and os.path.exists(of_run):
-        return read_state_dict(of_run)
+    run_weights = os.path.join(name, "weights.safetensors")
+    if os.path.isdir(name) and os.path.exists(run_weights):
+        return read_state_dict(run_weights)
     if os.path.isdir(name):
         return _flax_state(_orbax(name), name)
     if name.endswith(".msgpack"):
@@ -62,8 +62,8 @@ def read_state_dict(path: str | os.PathLike, entry: str | None = None) -> dict[s
 
 def _flax_state(tree: Any, path: str) -> dict[str, np.ndarray]:
     if not isinstance(tree, dict) or not tree.keys() <= {"params", "batch_stats"}:
-        there = ", ".join(sorted(tree)) if isinstance(tree, dict) else f"a {type(tree).__name__}"
-        raise ValueError(f"{path} holds no variables of Flax, params and batch_stats, but {there}")
+        found = ", ".join(sorted(tree)) if isinstance(tree, dict) else f"a {type(tree).__name__}"
+        raise ValueError(f"{path} holds no variables of Flax, params and batch_stats, but {found}")
     return to_state_dict(tree)
 
 
@@ -90,14 +90,14 @@ def _state_dict(value: Any, entry: str | None, path: str) -> dict[str, np.ndarra
     tensors = {} if not isinstance(value, dict) else {k: v for k, v in value.items() if isinstance(v, np.ndarray)}
     if inner is None and not tensors:
         if len(groups) != 1:
-            several = f"several: {', '.join(groups)}; choose one with entry=NAME" if groups else "none"
-            raise ValueError(f"{path}: expected a state dict, a dictionary of tensors; there is {several}")
+            found = f"are several: {', '.join(groups)}; choose one with entry=NAME" if groups else "is none"
+            raise ValueError(f"{path}: expected a state dict, a dictionary of tensors; there {found}")
         inner = groups[0]
     return tensors if inner is None else _state_dict(value[inner], None, path)
 
 
 def _groups(value: Any) -> list[str]:
-    """Keys under which there is a dictionary that holds tensors, at any depth."""
+    """Keys of dictionaries that hold tensors at any depth."""
 
     def holds(item: Any, seen: set[int]) -> bool:
         if not isinstance(item, dict) or id(item) in seen:  # objects in a pickle may refer to each other in circles
@@ -118,13 +118,13 @@ def _module_state(module: Mapping[str, Any], prefix: str = "") -> dict[str, np.n
 
 
 def to_state_dict(variables: Any) -> dict[str, np.ndarray]:
-    """Flax variables, ``{"params": ..., "batch_stats": ...}``, under PyTorch's names and in its layouts."""
+    """Flax variables, ``{"params": ..., "batch_stats": ...}``, with PyTorch's names and layouts."""
     flat = flax.traverse_util.flatten_dict(jax.device_get(variables))
     return {torch_name(leaf): np.ascontiguousarray(to_torch(np.asarray(value))) for leaf, value in flat.items()}
 
 
 def torch_name(leaf: tuple[str, ...]) -> str:
-    """The name in PyTorch of a leaf of Flax variables.
+    """PyTorch's name of a leaf of Flax variables.
 
     >>> torch_name(("params", "layer1_0", "conv1", "kernel"))
     'layer1.0.conv1.weight'
@@ -147,5 +147,5 @@ def to_torch(value: np.ndarray) -> np.ndarray:
 
 
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in PyTorch of a Flax array."""
+    """PyTorch's shape of a Flax array."""
     return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]

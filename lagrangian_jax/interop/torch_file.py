@@ -1,9 +1,9 @@
-"""PyTorch's files read without PyTorch, and without running anything in them.
+"""Reads PyTorch's files without PyTorch, and without running anything in them.
 
-A file of ``torch.save`` is a pickle that describes tensors, and beside it the raw bytes of their storages: a zip
-archive since PyTorch 1.6, one pickle after another before. A pickle names functions to call; here a few names that
-rebuild tensors give records of what to read, and every other name gives a dictionary that keeps the fields of its
-object and none of its code. So any file can be opened, whatever else its author put in.
+A file of ``torch.save`` consists of a pickle that describes tensors and of the raw bytes of their storages: a zip
+archive since PyTorch 1.6, one pickle after another before. A pickle names functions to call. Here, the few names that
+rebuild tensors yield records of what to read, and every other name yields a dictionary that keeps the fields of its
+object and none of its code. So any file can be opened, whatever else its author put into it.
 """
 
 import io
@@ -34,7 +34,7 @@ _DTYPES = {
 
 
 class Tensor(NamedTuple):
-    """A view into a storage, which is its key in the file and its type; offset and strides in elements."""
+    """A view into a storage, given by its key in the file and its type; offset and strides are in elements."""
 
     storage: tuple[str, np.dtype]
     offset: int
@@ -49,7 +49,7 @@ class Tensor(NamedTuple):
 
 
 class Fields(dict):
-    """Stands for an object of any class: its fields, and nothing of its code."""
+    """Stands in for an object of any class: keeps its fields, and none of its code."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Fields":
         return super().__new__(cls)
@@ -69,7 +69,7 @@ class Fields(dict):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Imports nothing: `find_class` is a pickle's only way to a function. Notes the storages and their types."""
+    """Imports nothing: `find_class` is a pickle's only way to a function. Records the storages' types."""
 
     def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding="utf-8")
@@ -84,25 +84,25 @@ class _Unpickler(pickle.Unpickler):
             return lambda storage, offset, shape, strides, *_: Tensor(storage, offset, tuple(shape), tuple(strides))
         if module == "torch" and name in _DTYPES:
             return lambda: np.dtype(_DTYPES[name])
-        return type(name, (Fields,), {})  # a class of its own, so that nothing a pickle sets on it stays
+        return type(name, (Fields,), {})  # a new class each time, so that nothing a pickle sets on it stays
 
     def persistent_load(self, pid: Any) -> Any:
         kind, make_dtype, key = pid[:3]
-        if kind == "module":  # a class with its source code, in old files
+        if kind == "module":  # in old files: a class, with its source code
             return make_dtype
         dtype = make_dtype()
         if not isinstance(dtype, np.dtype) or any(pid[5:]):
-            raise pickle.UnpicklingError(f"a storage of a kind that is not understood: {pid!r}")
+            raise pickle.UnpicklingError(f"a storage of an unknown kind: {pid!r}")
         self.dtypes[str(key)] = dtype
         return str(key), dtype
 
 
 def read(path: str | os.PathLike) -> Any:
-    """The object in a file of ``torch.save``, tensors in dictionaries as NumPy arrays.
+    """The object in a file of ``torch.save``, with the tensors in dictionaries as NumPy arrays.
 
     Raises:
-      ValueError: it is no such file, or a damaged one.
-      OSError: it cannot be opened.
+      ValueError: if it is no such file, or a damaged one.
+      OSError: if it cannot be opened.
     """
     with open(path, "rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
@@ -127,7 +127,7 @@ def _read_zip(file: IO[bytes]) -> Any:
 
 def _read_legacy(file: IO[bytes]) -> Any:
     if _Unpickler(file).load() != _MAGIC:
-        raise ValueError("it does not begin as one")
+        raise ValueError("it does not begin like one")
     for _ in ("version of the format", "sizes on the machine"):
         _Unpickler(file).load()
     unpickler = _Unpickler(file)

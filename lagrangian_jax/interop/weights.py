@@ -1,4 +1,4 @@
-"""Weights into a network and out of it."""
+"""Loads a network's weights from files and saves them."""
 
 import functools
 import os
@@ -26,26 +26,26 @@ def load(
     entry: str | None = None,
     other_classes: bool = False,
 ) -> Any:
-    """Variables for ``network`` from a file of weights.
+    """Loads variables for ``network`` from a file of weights.
 
     PyTorch's names may have a prefix (``module.``, ``model.``, ``1.``, ...), and the state dict may lie under a key
-    (``state_dict``, ``net``, ``model``, ...). A normalisation among the weights must be that of ``network``.
+    (``state_dict``, ``net``, ``model``, ...). A normalisation stored with the weights must be that of ``network``.
 
     Args:
       path: a PyTorch state dict (weights only: nothing in it is executed; PyTorch is not needed), safetensors, a Flax
         msgpack file or an orbax directory.
       network: a network of `lagrangian_jax.models` of the same architecture.
-      image_shape: (H, W, C) of its input; by default (224, 224, 3) where its stem is "imagenet", else (32, 32, 3).
+      image_shape: (H, W, C) of its input; by default (224, 224, 3) if its stem is "imagenet", else (32, 32, 3).
       entry: the key of the state dict in a file that holds several, such as "best".
-      other_classes: take also weights for another number of classes, all but those of the last layer.
+      other_classes: also accept weights for another number of classes, leaving out those of the last layer.
 
     Returns:
-      ``{"params": ..., "batch_stats": ...}``, float32; with ``other_classes`` without a last layer that does not fit.
+      ``{"params": ..., "batch_stats": ...}``, float32; ``other_classes`` drops a last layer that does not fit.
 
     Raises:
-      ValueError: tensors are missing, surplus or of another shape: lists them, and the network that would fit best. Or
-        the file is damaged, or holds another normalisation than the network's.
-      OSError: the file cannot be read.
+      ValueError: if tensors are missing, surplus or of another shape (the message lists them, and the network that
+        would fit best), or if the file is damaged, or holds a normalisation that is not the network's.
+      OSError: if the file cannot be read.
 
     >>> import jax, jax.numpy as jnp, tempfile, lagrangian_jax as lj
     >>> network = lj.models.create("resnet20", width=4)
@@ -56,7 +56,7 @@ def load(
     >>> all(jax.tree.leaves(jax.tree.map(jnp.array_equal, variables, loaded)))
     True
 
-    A model of RobustBench, from the file that its `load_model` leaves::
+    A model of RobustBench, from the file that its `load_model` downloads::
 
         network = lj.interop.robustbench.network("Carmon2019Unlabeled")
         variables = lj.interop.load("models/cifar10/Linf/Carmon2019Unlabeled.pt", network)
@@ -83,7 +83,7 @@ def load(
 
 
 def _copy(name: str, value: np.ndarray, found: Mapping[str, np.ndarray]) -> bool:
-    """Whether a tensor is one of the network's a second time: attack objects that hold the network save it again."""
+    """Whether a tensor duplicates one of the network's: attack objects that hold the network save it again."""
     return any(f".{name}".endswith(f".{known}") and np.array_equal(value, x) for known, x in found.items())
 
 
@@ -100,17 +100,17 @@ def _check_normalisation(rest: Mapping[str, np.ndarray], network: nn.Module, pat
                 given = tuple(round(float(x), 6) for x in value.ravel())
                 raise ValueError(
                     f"{path} holds a normalisation, {name} = {given}, where this network has {attribute} = {ours}; "
-                    f"create it with that {attribute}"
+                    f"create the network with that {attribute}"
                 )
 
 
 def save(
     path: str | os.PathLike, network: nn.Module, variables: Any, image_shape: tuple[int, int, int] | None = None
 ) -> None:
-    """Writes a network's weights, in the form that the name tells.
+    """Writes a network's weights, in the format that the suffix of ``path`` names.
 
     ==================  ================================================================================================
-    ``.safetensors``    PyTorch's names and layouts: ``load_state_dict(load_file(path), strict=True)`` takes them
+    ``.safetensors``    PyTorch's names and layouts: ``load_state_dict(load_file(path), strict=True)`` loads them
     ``.msgpack``        ``flax.serialization.msgpack_restore`` gives the variables
     no suffix           an orbax directory, for ``orbax.checkpoint.StandardCheckpointer``
     ``.stablehlo``      the whole network, weights and normalisation inside, for batches of any size on CPU, GPU and
@@ -123,21 +123,21 @@ def save(
     `load` reads the first three.
 
     Args:
-      path: where; an existing file or orbax directory is replaced.
+      path: where to write; an existing file or orbax directory is replaced.
       network: the network that the variables belong to.
       variables: ``{"params": ..., "batch_stats": ...}``.
-      image_shape: (H, W, C) of the input of a whole network; the default is that of `load`.
+      image_shape: (H, W, C) of the input, for the formats of whole networks; the default is that of `load`.
 
     Raises:
-      ValueError: another suffix, or a directory that is there and is not orbax's.
-      OSError: it cannot be written.
-      ImportError: the package that a format needs is not installed.
+      ValueError: if the suffix is another one, or the directory exists and is not orbax's.
+      OSError: if the file cannot be written.
+      ImportError: if the package that a format needs is not installed.
     """
     path = pathlib.Path(path)
     if path.suffix == ".safetensors":
         import safetensors.numpy
 
-        # Its own `save_file` leaves files that others may not read.
+        # Not with safetensors' own `save_file`, whose files other users may not read.
         path.write_bytes(safetensors.numpy.save(torch_tensors(network, variables), {"format": "pt"}))
     elif path.suffix == ".msgpack":
         import flax.serialization
@@ -161,7 +161,7 @@ def save(
 
 
 def torch_tensors(network: nn.Module, variables: Any) -> dict[str, np.ndarray]:
-    """The state dict that PyTorch's class of the same architecture has."""
+    """The state dict of PyTorch's class of the same architecture."""
     tensors = to_state_dict(variables)
     for name in [name for name in tensors if name.endswith("running_mean")]:
         tensors[name.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
@@ -198,10 +198,10 @@ def _onnx(network: nn.Module, variables: Any, image_shape: tuple[int, int, int])
 def load_function(path: str | os.PathLike) -> Callable[[Array], Array]:
     """``logits_fn(images) -> (B, K)`` from a ``.stablehlo`` file of `save` or of ``jax.export``.
 
-    It needs neither the network's code nor its weights, and every attack takes it.
+    It needs neither the network's code nor its weights, and every attack accepts it.
 
     Raises:
-      ImportError: the package that the format needs is not installed.
+      ImportError: if the package that the format needs is not installed.
     """
     _check_export()
     return export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call
