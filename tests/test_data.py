@@ -178,6 +178,9 @@ def test_cifar10_is_decoded_once_and_again_when_the_cache_is_damaged(small_cifar
     with monkeypatch.context() as context:
         context.setattr(cifar10, "_read", lambda *_: pytest.fail("decoded again"))
         assert np.array_equal(data.load(small_cifar10.config).train.images, first.train.images)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert file.stat().st_mode & 0o777 == 0o666 & ~umask  # other users of a shared folder may read it
     whole = file.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1

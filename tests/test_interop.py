@@ -45,6 +45,18 @@ def _write(path, variables, change=lambda tensors: tensors):
     return path
 
 
+@pytest.mark.parametrize("inner", ["dictionary", "module"])
+def test_objects_that_contain_each_other_are_no_state_dict(tmp_path, monkeypatch, inner):
+    circle = {"x": np.zeros(1)} if inner == "dictionary" else {"_parameters": {}, "_buffers": {}, "_modules": {}}
+    if inner == "dictionary":
+        circle["net"] = {"y": np.zeros(1), "model": circle}
+    else:
+        circle["_modules"]["m"] = circle
+    monkeypatch.setattr(torch_file, "read", {str(tmp_path / "a.pt"): circle}.get)
+    with pytest.raises(ValueError, match="holds no state dict, but objects that contain each other"):
+        read_state_dict(tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.msgpack", "weights"])
 def test_what_is_saved_is_loaded(name, variables, tmp_path):
     for _ in range(2):  # the second time over the first

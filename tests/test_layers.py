@@ -229,7 +229,6 @@ def test_batch_norm_gradients_are_those_of_its_formula(train):
     np.testing.assert_allclose(got_params["bias"], cotangent.sum(axes), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a setting of XLA's CPU compiler")
 class Normalised(nn.Module):
     """A convolution and its normalisation, folded into one or one after the other."""
 
@@ -278,6 +277,7 @@ def test_relu_and_its_derivative_forwards_and_backwards():
     np.testing.assert_array_equal(jax.vjp(relu, x)[1](np.full_like(x, 5))[0], 5 * (x > 0))
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a setting of XLA's CPU compiler")
 def test_sums_round_little_and_convolutions_are_not_left_to_ynn():
     """What `config.prepare_jax` sets is understood, and does both."""
     x = jnp.asarray(0.5 + np.random.default_rng(0).normal(size=(50, 32, 32, 8)), jnp.float32)

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import pathlib
-import tempfile
+import uuid
 import zipfile
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -42,18 +42,20 @@ def cached(
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-        log.warning("%s is damaged (%s); making it again", path, error)
+        log.warning("%s is damaged or cannot be read (%s); making it again", path, error)
     arrays = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written to a temporary file and renamed, so that neither a kill nor a second process leaves half a file here.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
-            try:
+        # Not one of `tempfile`, which other users of the cache may not read.
+        temporary = path.with_name(f"{path.stem}{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        os.replace(file.name, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        temporary.replace(path)
     except OSError as error:
         log.warning("%s could not be written (%s); the data will be read again at every start", path, error)
     return arrays

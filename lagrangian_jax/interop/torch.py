@@ -57,7 +57,10 @@ def read_state_dict(path: str | os.PathLike, entry: str | None = None) -> dict[s
             return load_file(name)
         except safetensors.SafetensorError as error:
             raise ValueError(f"{name} is not a safetensors file that can be read: {error}") from error
-    return _state_dict(torch_file.read(name), entry, name)
+    try:
+        return _state_dict(torch_file.read(name), entry, name)
+    except RecursionError:
+        raise ValueError(f"{name} holds no state dict, but objects that contain each other") from None
 
 
 def _flax_state(tree: Any, path: str) -> dict[str, np.ndarray]:
