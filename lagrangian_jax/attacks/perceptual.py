@@ -124,18 +124,18 @@ def lpa(
         grows = live & (i == steps - 1) & (point.distance >= bound)
         moves = live & ~found if keep == "best" else live
         after = _Progress(
-            jnp.where(expand(moves, moved), moved, now.perturbation),
-            jnp.where(grows, 10 * now.multiplier, now.multiplier),
-            now.iteration + live,
-            now.found | found,
+            perturbation=jnp.where(expand(moves, moved), moved, now.perturbation),
+            multiplier=jnp.where(grows, 10 * now.multiplier, now.multiplier),
+            iteration=now.iteration + live,
+            found=now.found | found,
         )
         return jax.tree.map(lambda values, new: values.at[rows].set(new), progress, after)
 
     start = _Progress(
-        _start(key, images, init_std, bound, keep),
-        jnp.full(batch, multiplier, jnp.float32),
-        jnp.zeros(batch, jnp.int32),
-        jnp.zeros(batch, bool),
+        perturbation=_start(key, images, init_std, bound, keep),
+        multiplier=jnp.full(batch, multiplier, jnp.float32),
+        iteration=jnp.zeros(batch, jnp.int32),
+        found=jnp.zeros(batch, bool),
     )
     end = lax.while_loop(lambda progress: jnp.any(runs(progress)), advance, start)
     adversarial = jnp.clip(images + end.perturbation, 0.0, 1.0)

@@ -158,6 +158,17 @@ def _window(kernel_size: int, power: float) -> _Window:
     return _Window(reach, costs, tuple(tuple(groups[square]) for square in squares))
 
 
+class _Dual(NamedTuple):
+    """Where the dual problem of a projection stands; the plan is a K b, with K as in `kernel`."""
+
+    iteration: Array
+    psi: Array  # (B,), the multiplier of the bound
+    b: Array  # (B, C, H, W), the plan's factor where mass arrives
+    sums: Array  # (R, B, C, H, W), `group_sums` of b
+    objective: Array  # (B,)
+    running: Array  # (B,), which have not converged
+
+
 def _project(center, point, bound, window, regularisation, steps, tolerance=1e-4):
     # Channels first, so that the shifts below run along a long minor axis.
     center, point = (jnp.moveaxis(x, -1, 1) for x in (center, point))
@@ -184,35 +195,47 @@ def _project(center, point, bound, window, regularisation, steps, tolerance=1e-4
         """a, which makes the plan's rows sum to X."""
         return center / jnp.maximum(kernel(sums, psi), 1e-37)
 
-    def step(carry):
-        i, psi, b, sums, old, running = carry
-        a = rows(sums, psi)
-        arrived = kernel(group_sums(a), psi)
-        tilt = regularisation * point
+    def step(state):
+        # The columns of the plan for given rows: b, by way of z, which is lambda times the projection Z.
+        a = rows(state.sums, state.psi)
+        arrived, tilt = kernel(group_sums(a), state.psi), regularisation * point
         # Where no mass can arrive, log(arrived) is minus infinity and its omega zero.
-        size = jnp.where(arrived > 0, _omega(jnp.log(regularisation * jnp.maximum(arrived, 1e-37)) + tilt), 0.0)
-        beta = size - tilt
-        new_b = jnp.exp(jnp.clip(-beta, -80.0, 80.0))
-        new_sums = group_sums(new_b)
-        slope = _dot(a, kernel(new_sums, psi, 1)) - bound
-        curvature = _dot(a, kernel(new_sums, psi, 2))
+        z = jnp.where(arrived > 0, _omega(jnp.log(regularisation * jnp.maximum(arrived, 1e-37)) + tilt), 0.0)
+        beta = z - tilt
+        b = jnp.exp(jnp.clip(-beta, -80.0, 80.0))
+        sums = group_sums(b)
+
+        # Newton's step on psi, the multiplier of the bound; shortened where that keeps it positive.
+        slope, curvature = _dot(a, kernel(sums, state.psi, 1)) - bound, _dot(a, kernel(sums, state.psi, 2))
         newton = slope / jnp.maximum(curvature, 1e-30)
-        for _ in range(7):  # psi stays positive if a shorter step achieves that
-            newton = jnp.where(psi + newton < 0, newton / 2, newton)
-        new_psi = jnp.maximum(psi + newton, 0.0)
+        for _ in range(7):
+            newton = jnp.where(state.psi + newton < 0, newton / 2, newton)
+        psi = jnp.maximum(state.psi + newton, 0.0)
+
         alpha = jnp.where(center > 0, -jnp.log(jnp.maximum(a, 1e-37)), 0.0)
-        dual = _dot(beta, -0.5 / regularisation * beta - point) - new_psi * bound - _dot(alpha, center)
-        dual -= _dot(a, kernel(new_sums, new_psi))
-        psi, b = jnp.where(running, new_psi, psi), jnp.where(expand(running, b), new_b, b)
-        sums = jnp.where(running[None, :, None, None, None], new_sums, sums)
-        running &= ~(jnp.abs(dual - old) <= tolerance * (1 + jnp.abs(dual)))
-        return i + 1, psi, b, sums, dual, running
+        dual = _dot(beta, -0.5 / regularisation * beta - point) - psi * bound - _dot(alpha, center)
+        dual -= _dot(a, kernel(sums, psi))
+        running = state.running
+        return _Dual(
+            iteration=state.iteration + 1,
+            psi=jnp.where(running, psi, state.psi),
+            b=jnp.where(expand(running, b), b, state.b),
+            sums=jnp.where(running[None, :, None, None, None], sums, state.sums),
+            objective=dual,
+            running=running & ~(jnp.abs(dual - state.objective) <= tolerance * (1 + jnp.abs(dual))),
+        )
 
     b = jnp.full_like(center, center[0].size)
-    running = jnp.full(count, True)
-    start = (jnp.int32(0), jnp.ones_like(bound), b, group_sums(b), jnp.full_like(bound, -jnp.inf), running)
-    final = lax.while_loop(lambda carry: (carry[0] < steps) & jnp.any(carry[-1]), step, start)
-    _, psi, b, sums, _, _ = final
+    start = _Dual(
+        iteration=jnp.int32(0),
+        psi=jnp.ones_like(bound),
+        b=b,
+        sums=group_sums(b),
+        objective=jnp.full_like(bound, -jnp.inf),
+        running=jnp.full(count, True),
+    )
+    final = lax.while_loop(lambda state: (state.iteration < steps) & jnp.any(state.running), step, start)
+    psi, b, sums = final.psi, final.b, final.sums
     a = rows(sums, psi)
     # What arrives minus what leaves: the mass of a channel is kept, whatever overflows or is cut off above.
     flow = b * kernel(group_sums(a), psi) - a * kernel(sums, psi)

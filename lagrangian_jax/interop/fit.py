@@ -3,8 +3,8 @@
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
@@ -90,18 +90,29 @@ def suggestion(shapes: Mapping[str, Shape], network: nn.Module) -> str:
       shapes: the tensors' shapes, by PyTorch's names.
       network: the network that was tried.
     """
-    names = {index: _overlap(dict.fromkeys(shapes), dict.fromkeys(_names(index))) for index in range(len(_CANDIDATES))}
-    best, score = "", (_overlap(shapes, _shapes(network)), 0)
-    for index in [index for index, overlap in names.items() if overlap == max(names.values())]:
-        name, variant = _CANDIDATES[index]
-        parameters = variant | _sizes(shapes, index, getattr(network, "num_classes", None))
-        found = _overlap(shapes, _shapes(models.create(name, **parameters))), -len(parameters)
-        if found[0] > score[0] or (best and found > score):
-            given = "".join(f", {key}={value!r}" for key, value in parameters.items())
-            fields = {"name": name} | {key: value for key, value in parameters.items() if key != "num_classes"}
-            options = " ".join(f"--config.network.{key}={value}" for key, value in fields.items())
-            best, score = f'lagrangian_jax.models.create("{name}"{given}), {options}', found
-    return best and f" What fits {'it' if score[0] == 1 else 'best, though not fully,'} is {best}."
+    best = max(_fits(shapes, network), key=lambda fit: (fit.overlap, -len(fit.parameters)))
+    if best.overlap <= _overlap(shapes, _shapes(network)):
+        return ""
+    given = "".join(f", {key}={value!r}" for key, value in best.parameters.items())
+    fields = {"name": best.name} | {key: value for key, value in best.parameters.items() if key != "num_classes"}
+    options = " ".join(f"--config.network.{key}={value}" for key, value in fields.items())
+    how = "it" if best.overlap == 1 else "best, though not fully,"
+    return f' What fits {how} is lagrangian_jax.models.create("{best.name}"{given}), {options}.'
+
+
+class _Fit(NamedTuple):
+    name: str
+    parameters: dict[str, Any]
+    overlap: float  # of its tensors and the given ones, by name and shape
+
+
+def _fits(shapes: Mapping[str, Shape], tried: nn.Module) -> Iterator[_Fit]:
+    """The candidates that share the most names with the tensors, in the sizes that these tell."""
+    shared = [_overlap(dict.fromkeys(shapes), dict.fromkeys(_names(index))) for index in range(len(_CANDIDATES))]
+    for index, (name, variant) in enumerate(_CANDIDATES):
+        if shared[index] == max(shared):
+            parameters = variant | _sizes(shapes, index, getattr(tried, "num_classes", None))
+            yield _Fit(name, parameters, _overlap(shapes, _shapes(models.create(name, **parameters))))
 
 
 def _shapes(network: nn.Module) -> dict[str, Shape]:

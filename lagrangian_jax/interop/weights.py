@@ -66,7 +66,8 @@ def load(
     leaves = fit.leaves(network, image_shape)
     prefix = fit.common_prefix(tensors, leaves)
     found = {name: tensors[prefix + name] for name in leaves if prefix + name in tensors}
-    rest = {name: x for name, x in tensors.items() if not (name.startswith(prefix) and name[len(prefix) :] in found)}
+    used = {prefix + name for name in found}
+    rest = {name: x for name, x in tensors.items() if name not in used}
     missing = [name for name in leaves if name not in found]
     surplus = [name for name, x in rest.items() if not fit.UNUSED.search(name) and not _copy(name, x, found)]
     unfit = [name for name, x in found.items() if x.shape != leaves[name][1]]
