@@ -1,5 +1,8 @@
 """Attacks that change few pixels: PGD in the l0 ball, and CornerSearch (Croce and Hein 2019)."""
 
+import functools
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,61 +167,68 @@ def corner_search(
         color = (index % corners >> jnp.arange(shape[2])) & 1
         return flat.at[index // corners].set(color.astype(flat.dtype), mode="drop")
 
-    def first_success(draw, count, flat, label, keep_logits):
+    def first_success(draw, count, flat, label, keep_logits=False):
         """Tests images ``draw(0), draw(1), .. draw(count - 1)`` up to the first that fools the network."""
         batches = -(-count // batch_size)
 
-        def test(carry):
-            batch, found, image, logits = carry
-            index = jnp.minimum(batch * batch_size + jnp.arange(batch_size), count - 1)
-            tried = jax.vmap(draw)(index)
-            values = logits_fn(tried.reshape(batch_size, *shape)).astype(jnp.float32)
+        def test(tried):
+            index = jnp.minimum(tried.batch * batch_size + jnp.arange(batch_size), count - 1)
+            drawn = jax.vmap(draw)(index)
+            values = logits_fn(drawn.reshape(batch_size, *shape)).astype(jnp.float32)
             fooled = jnp.argmax(values, axis=-1) != label
             found = jnp.any(fooled)
-            image = jnp.where(found, tried[jnp.argmax(fooled)], image)
-            logits = logits.at[batch].set(values) if keep_logits else logits
-            return batch + 1, found, image, logits
+            image = jnp.where(found, drawn[jnp.argmax(fooled)], tried.image)
+            logits = tried.logits.at[tried.batch].set(values) if keep_logits else tried.logits
+            return _Tried(tried.batch + 1, found, image, logits)
 
         classes = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((1, *shape), flat.dtype)).shape[1]
         logits = jnp.zeros((batches, batch_size, classes)) if keep_logits else ()
-        start = (jnp.int32(0), jnp.array(False), flat, logits)
-        _, found, image, logits = lax.while_loop(lambda c: (c[0] < batches) & ~c[1], test, start)
-        return found, image, logits
+        start = _Tried(jnp.int32(0), jnp.array(False), flat, logits)
+        return lax.while_loop(lambda tried: (tried.batch < batches) & ~tried.found, test, start)
 
-    def search(example):
-        key, flat, label = example
-        found, image, logits = first_success(lambda i: change(flat, i), changes, flat, label, keep_logits=True)
-        order = _orderings(logits.reshape(-1, logits.shape[-1])[:changes], label, candidates)
+    def search(key, flat, label):
+        single = first_success(lambda i: change(flat, i), changes, flat, label, keep_logits=True)
+        order = _orderings(single.logits.reshape(-1, single.logits.shape[-1])[:changes], label, candidates)
         classes = order.shape[0]
 
-        def try_sets(carry):
-            attempt, _, _ = carry
+        def draw(attempt, i):
+            """The i-th set of changes of an attempt, which is a number of pixels and an ordering."""
             size, ordering = 2 + attempt // classes, attempt % classes
-            attempt_key = jax.random.fold_in(key, attempt)
+            set_key = jax.random.fold_in(jax.random.fold_in(key, attempt), i)
+            # The original's n - 1 - floor(sqrt(U{0 .. n^2 - 1})) has the distribution of the better of two ranks.
+            two = jax.random.randint(set_key, (2, pixels), 0, candidates)
+            chosen = jnp.where(jnp.arange(pixels) < size, order[ordering, jnp.min(two, axis=0)], changes)
+            # One after the other, so that of two colours for one pixel the later wins, on any device.
+            return lax.fori_loop(0, pixels, lambda j, flat: change(flat, chosen[j]), flat)
 
-            def draw(i):
-                # The original's n - 1 - floor(sqrt(U{0 .. n^2 - 1})) has the distribution of the better of two ranks.
-                two = jax.random.randint(jax.random.fold_in(attempt_key, i), (2, pixels), 0, candidates)
-                rank = jnp.min(two, axis=0)
-                chosen = jnp.where(jnp.arange(pixels) < size, order[ordering, rank], changes)
-                # One after the other, so that of two colours for one pixel the later wins, on any device.
-                return lax.fori_loop(0, pixels, lambda j, flat: change(flat, chosen[j]), flat)
+        def attempt(carry):
+            number, _, _ = carry
+            sets = first_success(functools.partial(draw, number), iterations, flat, label)
+            return number + 1, sets.found, sets.image
 
-            found, image, _ = first_success(draw, iterations, flat, label, keep_logits=False)
-            return attempt + 1, found, image
+        def goes_on(carry):
+            number, found, _ = carry
+            return (number < (pixels - 1) * classes) & ~found
 
-        attempts = (pixels - 1) * classes
-        carry = (jnp.int32(0), found, image)
-        return lax.while_loop(lambda c: (c[0] < attempts) & ~c[1], try_sets, carry)[2]
+        return lax.while_loop(goes_on, attempt, (jnp.int32(0), single.found, single.image))[2]
 
     def attack(example):
-        holds, *example = example
-        return lax.cond(holds, search, lambda example: example[1], tuple(example))
+        holds, key, flat, label = example
+        return lax.cond(holds, search, lambda key, flat, label: flat, key, flat, label)
 
     keys = example_keys(key, images.shape[0])
     holds = jnp.argmax(logits_fn(images), axis=-1) == labels
     flat = images.reshape(images.shape[0], area, shape[2])
     return lax.map(attack, (holds, keys, flat, labels)).reshape(images.shape)
+
+
+class _Tried(NamedTuple):
+    """Batches of changed images that CornerSearch has tried on an example."""
+
+    batch: Array  # how many
+    found: Array  # whether an image of the last one fools the network
+    image: Array  # the first that does, else the clean one
+    logits: Any  # of all of them, (batches, batch_size, K), or ()
 
 
 def _orderings(logits: Array, label: Array, candidates: int) -> Array:
