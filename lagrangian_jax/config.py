@@ -7,6 +7,7 @@ what follows the colon in ``--config=configs/cifar10.py:pgd_l2,slim``: a trainin
 import argparse
 import ast
 import contextlib
+import gc
 import importlib.util
 import inspect
 import os
@@ -402,6 +403,7 @@ def prepare_jax(config: ConfigDict) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     added = [f"--{name}={value}" for name, value in wanted.items() if name not in flags]
     os.environ["XLA_FLAGS"] = " ".join([flags, *added]).strip()
+    gc.set_threshold(200_000, 20, 50)  # tracing makes objects by the million, and hardly any garbage
     import jax
 
     if not jax.config.values["jax_compilation_cache_dir"]:

@@ -46,7 +46,10 @@ def _convolution(x, kernel, stride, padding, precision, exact):
     direct = functools.partial(_direct, stride=stride, padding=padding, precision=precision)
     if exact or not _by_winograd(x, kernel, stride):
         return direct(x, kernel)
-    on_cpu = functools.partial(winograd.convolution, padding=padding)
+
+    def on_cpu(x, kernel):
+        return winograd.convolution(x, kernel, padding)
+
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=direct)
 
 

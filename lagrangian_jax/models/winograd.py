@@ -9,6 +9,9 @@ The points 0, +-1/sqrt(2), +-sqrt(2) and infinity keep the rounding error within
 (``tests/test_layers.py``); with the usual 0, +-1, +-2 it is half as large again.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -45,6 +48,7 @@ def _combined(weights: np.ndarray, parts: list[Array]) -> Array:
     return sum(terms[1:], start=terms[0])
 
 
+@functools.partial(jax.jit, static_argnums=2, inline=True)  # so that its hundred operations are traced once a shape
 def convolution(x: Array, kernel: Array, padding: Padding) -> Array:
     """`lax.conv_general_dilated` with stride 1, NHWC x HWIO -> NHWC, for a kernel of three rows.
 
