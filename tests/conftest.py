@@ -5,6 +5,7 @@ and CIFAR-10, live beside the checkout; where they are absent, the tests that ne
 """
 
 import functools
+import gc
 import importlib.util
 import os
 import pathlib
@@ -17,7 +18,8 @@ collect_ignore = [] if importlib.util.find_spec("torch") else ["torch_networks.p
 
 
 def pytest_configure(config):
-    """Tests mostly compile: optimises little, and keeps compiled programs between tests and runs."""
+    """Tests mostly trace and compile: collects little garbage, optimises little, and keeps compiled programs."""
+    gc.set_threshold(200_000, 20, 50)
     jax.config.update("jax_disable_most_optimizations", True)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))

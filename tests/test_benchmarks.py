@@ -55,6 +55,7 @@ def test_a_floor_is_that_of_plain_convolutions():
     assert floors.counted(config)["bytes"]["convolutions"] < 0.95 * here
 
 
+@pytest.mark.slow
 def test_bytes_read_off_a_program_are_those_that_xla_counts(tmp_path):
     """They are for when XLA gives none, as for a GPU that is not at hand."""
     program = jax.jit(lambda x, y: (jnp.tanh(x) @ y, jnp.sum(x))).lower(jnp.ones((64, 32)), jnp.ones((32, 8))).compile()

@@ -48,7 +48,7 @@ def _assert_same(one, other):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=3e-7), one, other)
 
 
-@pytest.mark.parametrize("of", ["run", "file"])
+@pytest.mark.parametrize("of", ["run", pytest.param("file", marks=pytest.mark.slow)])
 def test_a_training_begins_from_the_weights_of_another(trained, tmp_path, of):
     source = trained if of == "run" else trained / "weights.safetensors"
     assert main.main(_arguments(tmp_path / "run", f"init_from={source}", *FROZEN)) == 0

@@ -158,9 +158,9 @@ def test_corner_search_does_not_depend_on_its_batch_size(key):
 
 def test_corner_search_with_many_candidates(key):
     """More than the square root of the largest int32."""
-    images, label = np.full((1, 80, 80, 3), 0.5, np.float32), np.array([0])
-    attack = lj.attacks.create("corner_search", pixels=2, iterations=50, candidates=50_000, batch_size=4096)
-    logits_fn = sum_network(2.9)
+    images, label = np.full((1, 7, 7, 10), 0.5, np.float32), np.array([0])  # 49 pixels of 1,024 colours
+    attack = lj.attacks.create("corner_search", pixels=2, iterations=200, candidates=50_000, batch_size=4096)
+    logits_fn = sum_network(5.5)  # one black pixel falls by 5
     assert changed_pixels(attack(key, logits_fn, images, label), images).tolist() == [2]
 
 

@@ -30,6 +30,7 @@ from lagrangian_jax.train import Window, train
 from lagrangian_jax.workdir import open_workdir, same_data
 
 TIMES = ("seconds", "images_per_second")
+SLOW = pytest.mark.slow
 
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
@@ -131,6 +132,7 @@ def _stop_at(monkeypatch, step):
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="where a program of other steps may round otherwise")
+@pytest.mark.slow
 def test_a_run_that_goes_on_with_other_lines_of_metrics_ends_the_same(whole, dataset, tmp_path, monkeypatch):
     config = _config()
     _stop_at(monkeypatch, 6)
@@ -145,7 +147,7 @@ def test_a_run_that_goes_on_with_other_lines_of_metrics_ends_the_same(whole, dat
     assert [line["step"] for line in _lines(tmp_path) if line["kind"] == "train"] == [3, 4, 8, 10, 12]
 
 
-@pytest.mark.parametrize("step", [2, 6, 8])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=SLOW), 6, pytest.param(8, marks=SLOW)])
 def test_interrupted_run_ends_the_same(whole, dataset, tmp_path, monkeypatch, step):
     _stop_at(monkeypatch, step)
     with pytest.raises(Interrupted, match=f"stopped at step {step} of 12"):
@@ -156,7 +158,7 @@ def test_interrupted_run_ends_the_same(whole, dataset, tmp_path, monkeypatch, st
     assert _lines(tmp_path) == _lines(whole[1])
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Monitor, "validation"), (Checkpoints, "save")])
+@pytest.mark.parametrize(("owner", "name"), [pytest.param(Monitor, "validation", marks=SLOW), (Checkpoints, "save")])
 def test_a_signal_after_the_last_step_is_not_lost(whole, dataset, tmp_path, monkeypatch, owner, name):
     """What comes next is an evaluation of hours."""
     function = getattr(owner, name)
@@ -174,6 +176,7 @@ def test_a_signal_after_the_last_step_is_not_lost(whole, dataset, tmp_path, monk
     assert _lines(tmp_path) == _lines(whole[1])
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(whole, dataset, tmp_path, monkeypatch):
     """Ten years ahead in the middle of every checkpoint; then the run goes on in what seems to be the past."""
     import orbax.checkpoint as ocp
@@ -369,7 +372,7 @@ def test_best_is_selected_by_validation(dataset, tmp_path):
     assert trained.summary["selected"]["step"] == first
 
 
-@pytest.mark.parametrize("how", ["truncated", "missing"])
+@pytest.mark.parametrize("how", ["truncated", pytest.param("missing", marks=SLOW)])
 def test_a_damaged_best_checkpoint_falls_back(dataset, tmp_path, monkeypatch, capfd, how):
     """A finished run is not lost with it: the best one before it is whole."""
     better = iter(range(100))
