@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from lagrangian_jax import losses
-from lagrangian_jax.attacks.attack import fold_in, l2_norm
+from lagrangian_jax.attacks.arrays import fold_in, l2_norm
 from lagrangian_jax.data.augmentation import augment, unit_interval
 from lagrangian_jax.methods import Batch, Method, Network
 from lagrangian_jax.methods.regularisation import Regularisation, perturbed, variation

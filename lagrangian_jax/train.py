@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from lagrangian_jax import data, methods, parallel
-from lagrangian_jax.attacks.attack import predictions, threefry
+from lagrangian_jax.attacks.arrays import predictions, threefry
 from lagrangian_jax.build import (
     batches_of_epoch,
     build_method,

@@ -10,7 +10,8 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax.attacks import Attack, Stage, execute
-from lagrangian_jax.attacks.attack import check_inputs, example_keys
+from lagrangian_jax.attacks.arrays import example_keys
+from lagrangian_jax.attacks.inputs import check_inputs
 
 SHAPE = (4, 4, 3)
 

@@ -10,7 +10,8 @@ from scipy import optimize
 
 import lagrangian_jax as lj
 from lagrangian_jax.attacks import apgd, autoattack, fab, square
-from lagrangian_jax.attacks.attack import example_keys, execute
+from lagrangian_jax.attacks.arrays import example_keys
+from lagrangian_jax.attacks.attack import execute
 from lagrangian_jax.losses import cross_entropy, dlr, margin, targeted_dlr
 
 SHAPE = (6, 6, 3)

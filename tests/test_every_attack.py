@@ -9,7 +9,7 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax.attacks import ATTACKS, STAGED, Attack, Stage, elastic, jpeg, snow
-from lagrangian_jax.attacks.attack import example_keys
+from lagrangian_jax.attacks.arrays import example_keys
 
 CLASSES = 4
 DISTANCE = lj.distances.create("l2")

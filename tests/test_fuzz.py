@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import lagrangian_jax as lj
 from lagrangian_jax import attacks, data, losses
-from lagrangian_jax.attacks.attack import project_l2
+from lagrangian_jax.attacks.arrays import project_l2
 from lagrangian_jax.attacks.msd import project_l1
 from lagrangian_jax.data.augmentation import augment, unit_interval
 from lagrangian_jax.data.images import centre_crop, random_box

@@ -8,7 +8,7 @@ import scipy.signal
 
 import lagrangian_jax as lj
 from lagrangian_jax.attacks import gabor
-from lagrangian_jax.attacks.attack import clamp
+from lagrangian_jax.attacks.arrays import clamp
 from lagrangian_jax.attacks.filtering import correlator
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax.attacks import gradient
-from lagrangian_jax.attacks.attack import example_keys, l2_norm, linf_norm
+from lagrangian_jax.attacks.arrays import example_keys, l2_norm, linf_norm
 from lagrangian_jax.attacks.lagrangian import lagrangian_with_state
 from lagrangian_jax.losses import cross_entropy
 

@@ -7,7 +7,7 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax.attacks import jpeg
-from lagrangian_jax.attacks.attack import clamp
+from lagrangian_jax.attacks.arrays import clamp
 
 SIDE = 16
 

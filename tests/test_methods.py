@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lagrangian_jax import methods
-from lagrangian_jax.attacks.attack import fold_in, l2_norm, linf_norm
+from lagrangian_jax.attacks.arrays import fold_in, l2_norm, linf_norm
 from lagrangian_jax.losses import cross_entropy, soft_margin
 from lagrangian_jax.methods.iaat import next_budgets
 from lagrangian_jax.methods.method import random_factors

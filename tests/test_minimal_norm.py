@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lagrangian_jax as lj
-from lagrangian_jax.attacks.attack import l2_norm
+from lagrangian_jax.attacks.arrays import l2_norm
 from lagrangian_jax.attacks.gradient import stateless
 from lagrangian_jax.attacks.msd import msd_with_state, project_l1, top_k_direction
 

@@ -7,7 +7,7 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax import methods
-from lagrangian_jax.attacks.attack import l2_norm
+from lagrangian_jax.attacks.arrays import l2_norm
 from lagrangian_jax.methods.method import Network
 
 CLASSES = 5

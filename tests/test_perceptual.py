@@ -9,7 +9,7 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax.attacks import perceptual
-from lagrangian_jax.attacks.attack import l2_norm
+from lagrangian_jax.attacks.arrays import l2_norm
 
 SHAPE = (4, 4, 3)
 ATTACKS = {"lpa": dict(steps=20), "fast_lpa": dict(steps=20), "ppgd": dict(steps=10)}

@@ -7,7 +7,7 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax.attacks import snow
-from lagrangian_jax.attacks.attack import clamp
+from lagrangian_jax.attacks.arrays import clamp
 from lagrangian_jax.attacks.filtering import correlator
 
 PLACES = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (3, 0)]

@@ -7,7 +7,8 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax.attacks import sparse
-from lagrangian_jax.attacks.attack import example_keys, execute
+from lagrangian_jax.attacks.arrays import example_keys
+from lagrangian_jax.attacks.attack import execute
 
 project_l0 = jax.jit(sparse.project_l0, static_argnums=3)
 

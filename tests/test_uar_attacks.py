@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lagrangian_jax as lj
-from lagrangian_jax.attacks.attack import clamp
+from lagrangian_jax.attacks.arrays import clamp
 from lagrangian_jax.attacks.sign_ascent import sign_ascent
 
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_keys, float32_logits, l2_norm
+from lagrangian_jax.attacks.arrays import example_keys, l2_norm
 from lagrangian_jax.attacks.gradient import clip_to_box, pgd, stateless
+from lagrangian_jax.attacks.inputs import LogitsFn, float32_logits
 from lagrangian_jax.losses import cross_entropy, margin
 from lagrangian_jax.names import unknown
 

@@ -7,7 +7,9 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from lagrangian_jax.attacks.attack import Attack, LogitsFn, float32_logits, l2_norm
+from lagrangian_jax.attacks.arrays import l2_norm
+from lagrangian_jax.attacks.attack import Attack
+from lagrangian_jax.attacks.inputs import LogitsFn, float32_logits
 from lagrangian_jax.losses import label_logit
 
 

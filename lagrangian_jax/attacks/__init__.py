@@ -32,7 +32,8 @@ from lagrangian_jax.attacks import (
     stadv,
     wasserstein,
 )
-from lagrangian_jax.attacks.attack import Attack, Execution, Stage, Standing, example_keys, execute, fold_in, in_batches
+from lagrangian_jax.attacks.arrays import example_keys, fold_in
+from lagrangian_jax.attacks.attack import Attack, Execution, Stage, Standing, execute, in_batches
 from lagrangian_jax.attacks.augmented_lagrangian import augmented_lagrangian
 from lagrangian_jax.attacks.carlini_wagner import carlini_wagner
 from lagrangian_jax.attacks.lagrangian import lagrangian

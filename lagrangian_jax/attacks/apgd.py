@@ -13,17 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import (
-    LogitsFn,
-    Stage,
-    example_keys,
-    expand,
-    fold_in,
-    l2_norm,
-    linf_norm,
-    normal,
-    uniform,
-)
+from lagrangian_jax.attacks.arrays import example_keys, expand, fold_in, l2_norm, linf_norm, normal, uniform
+from lagrangian_jax.attacks.attack import Stage
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.losses import cross_entropy, dlr, targeted_dlr
 
 

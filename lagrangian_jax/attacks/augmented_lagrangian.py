@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_keys, expand, l2_norm
+from lagrangian_jax.attacks.arrays import example_keys, expand, l2_norm
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.attacks.minimal_norm import Closest, quantise, unit_or_noise
 from lagrangian_jax.losses import margin
 

@@ -8,16 +8,10 @@ import numpy as np
 from jax import Array
 
 from lagrangian_jax.attacks.apgd import apgd_ce, apgd_t, random_in_ball
-from lagrangian_jax.attacks.attack import (
-    Execution,
-    LogitsFn,
-    Stage,
-    example_axes,
-    example_keys,
-    finite_gradient,
-    float32_logits,
-)
+from lagrangian_jax.attacks.arrays import example_axes, example_keys
+from lagrangian_jax.attacks.attack import Execution, Stage
 from lagrangian_jax.attacks.fab import fab_t
+from lagrangian_jax.attacks.inputs import LogitsFn, finite_gradient, float32_logits
 from lagrangian_jax.attacks.square import square
 from lagrangian_jax.losses import cross_entropy, margin
 

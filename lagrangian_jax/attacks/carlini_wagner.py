@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_axes
+from lagrangian_jax.attacks.arrays import example_axes
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.attacks.minimal_norm import Closest
 from lagrangian_jax.losses import margin
 

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_keys, normal
+from lagrangian_jax.attacks.arrays import example_keys, normal
+from lagrangian_jax.attacks.inputs import LogitsFn
 
 
 def none(key: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_keys, uniform
+from lagrangian_jax.attacks.arrays import example_keys, uniform
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.attacks.sampling import bilinear_sample
 from lagrangian_jax.attacks.sign_ascent import sign_ascent
 

@@ -8,7 +8,9 @@ import numpy as np
 from jax import Array, lax
 
 from lagrangian_jax.attacks.apgd import ranked_class
-from lagrangian_jax.attacks.attack import LogitsFn, Stage, example_axes, expand, l2_norm, linf_norm
+from lagrangian_jax.attacks.arrays import example_axes, expand, l2_norm, linf_norm
+from lagrangian_jax.attacks.attack import Stage
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.losses import label_logit
 
 _NORMS = {"linf": linf_norm, "l2": l2_norm}

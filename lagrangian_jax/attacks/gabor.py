@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, clamp, example_keys, expand, uniform
+from lagrangian_jax.attacks.arrays import clamp, example_keys, expand, uniform
 from lagrangian_jax.attacks.filtering import correlator
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.attacks.sign_ascent import sign_ascent
 
 KERNEL_SIZE = 23

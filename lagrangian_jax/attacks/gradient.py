@@ -7,17 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import (
-    LogitsFn,
-    better,
-    example_keys,
-    expand,
-    l2_norm,
-    linf_norm,
-    normal,
-    project_l2,
-    uniform,
-)
+from lagrangian_jax.attacks.arrays import better, example_keys, expand, l2_norm, linf_norm, normal, project_l2, uniform
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.losses import cross_entropy
 
 Forward = Callable[[Array, Any], tuple[Array, Any]]  # (images, state) -> (logits, state)

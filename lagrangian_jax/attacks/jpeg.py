@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, clamp, example_keys, uniform
+from lagrangian_jax.attacks.arrays import clamp, example_keys, uniform
 from lagrangian_jax.attacks.gradient import ascend
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.losses import cross_entropy
 
 # The quantisation tables of the JPEG standard, annex K, at quality 50; rows are vertical frequencies.

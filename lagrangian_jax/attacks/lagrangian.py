@@ -5,8 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_keys, expand, l2_norm, linf_norm, normal
+from lagrangian_jax.attacks.arrays import example_keys, expand, l2_norm, linf_norm, normal
 from lagrangian_jax.attacks.gradient import Forward, ascend, clip_to_box, stateless
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.losses import margin
 
 

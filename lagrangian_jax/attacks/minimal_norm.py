@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_keys, expand, fold_in, l2_norm, normal, project_l2
+from lagrangian_jax.attacks.arrays import example_keys, expand, fold_in, l2_norm, normal, project_l2
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.losses import cross_entropy, label_logit
 
 

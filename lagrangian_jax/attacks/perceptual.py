@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, better, example_keys, expand, l2_norm, normal
+from lagrangian_jax.attacks.arrays import better, example_keys, expand, l2_norm, normal
 from lagrangian_jax.attacks.gradient import clip_to_box
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.losses import margin
 
 

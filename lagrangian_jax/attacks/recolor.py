@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lagrangian_jax.attacks.attack import LogitsFn, clamp
+from lagrangian_jax.attacks.arrays import clamp
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.attacks.transformation import attack_transformation
 
 # Linear RGB to XYZ and back: to four digits, so not quite inverses; the original's numbers depend on that.

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
-from lagrangian_jax.attacks.attack import LogitsFn
 from lagrangian_jax.attacks.gradient import ascend, stateless
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.losses import cross_entropy
 
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, clamp, example_keys, uniform
+from lagrangian_jax.attacks.arrays import clamp, example_keys, uniform
 from lagrangian_jax.attacks.filtering import correlator
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.attacks.sign_ascent import sign_ascent
 
 LAYERS = 7

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, example_keys, expand, fold_in, l2_norm, predictions, uniform
+from lagrangian_jax.attacks.arrays import example_keys, expand, fold_in, l2_norm, predictions, uniform
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.losses import margin
 
 # The share p of the image that a square covers halves after these queries.

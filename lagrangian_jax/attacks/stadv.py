@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lagrangian_jax.attacks.attack import LogitsFn
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.attacks.sampling import bilinear_sample
 from lagrangian_jax.attacks.transformation import attack_transformation
 

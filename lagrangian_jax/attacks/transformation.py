@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, better
+from lagrangian_jax.attacks.arrays import better
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.losses import margin
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import LogitsFn, expand
+from lagrangian_jax.attacks.arrays import expand
+from lagrangian_jax.attacks.inputs import LogitsFn
 from lagrangian_jax.losses import cross_entropy
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lagrangian_jax.attacks.attack import l2_norm
+from lagrangian_jax.attacks.arrays import l2_norm
 from lagrangian_jax.interop.torch import from_torch, read_state_dict
 from lagrangian_jax.models.alexnet import AlexNet
 

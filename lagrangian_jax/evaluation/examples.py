@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lagrangian_jax.attacks.attack import check_inputs, to_float32
+from lagrangian_jax.attacks.inputs import check_inputs, to_float32
 from lagrangian_jax.evaluation import files
 
 

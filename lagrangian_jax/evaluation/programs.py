@@ -12,7 +12,9 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lagrangian_jax.attacks.attack import float32_logits, map_batches, predictions, with_finite_gradients
+from lagrangian_jax.attacks.arrays import predictions
+from lagrangian_jax.attacks.attack import map_batches
+from lagrangian_jax.attacks.inputs import float32_logits, with_finite_gradients
 from lagrangian_jax.evaluation.cost import Cost, Meter, marked
 from lagrangian_jax.parallel import AXIS, per_device
 

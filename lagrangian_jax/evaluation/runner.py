@@ -22,7 +22,7 @@ import lagrangian_jax
 from lagrangian_jax import attacks, parallel
 from lagrangian_jax import distances as distances_module
 from lagrangian_jax.attacks import Attack
-from lagrangian_jax.attacks.attack import threefry
+from lagrangian_jax.attacks.arrays import threefry
 from lagrangian_jax.evaluation import files, suites
 from lagrangian_jax.evaluation.examples import Examples
 from lagrangian_jax.evaluation.programs import Programs

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import expand, fold_in, uniform
+from lagrangian_jax.attacks.arrays import expand, fold_in, uniform
 from lagrangian_jax.attacks.gradient import pgd
 from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lagrangian_jax.attacks.attack import fold_in, uniform
+from lagrangian_jax.attacks.arrays import fold_in, uniform
 from lagrangian_jax.attacks.jpeg import jpeg as attack
 from lagrangian_jax.methods.method import Crafted, Method, adversarial_cross_entropy
 

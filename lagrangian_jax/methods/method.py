@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 from jax import Array
 
-from lagrangian_jax.attacks.attack import LogitsFn, finite_gradient, fold_in, uniform
+from lagrangian_jax.attacks.arrays import fold_in, uniform
 from lagrangian_jax.attacks.gradient import Forward
+from lagrangian_jax.attacks.inputs import LogitsFn, finite_gradient
 from lagrangian_jax.losses import cross_entropy
 from lagrangian_jax.models.forward import bind
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import expand
+from lagrangian_jax.attacks.arrays import expand
 from lagrangian_jax.attacks.gradient import pgd
 from lagrangian_jax.losses import cross_entropy, soft_margin
 from lagrangian_jax.methods.method import Crafted, Method, Outcome

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from lagrangian_jax import distances
-from lagrangian_jax.attacks.attack import expand
+from lagrangian_jax.attacks.arrays import expand
 from lagrangian_jax.attacks.perceptual import fast_lpa
 from lagrangian_jax.methods.method import Crafted, Method, Network, adversarial_cross_entropy, random_factors
 

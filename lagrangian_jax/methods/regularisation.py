@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lagrangian_jax.attacks.attack import l2_norm
+from lagrangian_jax.attacks.arrays import l2_norm
 
 
 class Regularisation(NamedTuple):

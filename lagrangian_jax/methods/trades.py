@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lagrangian_jax.attacks.attack import normal
+from lagrangian_jax.attacks.arrays import normal
 from lagrangian_jax.attacks.gradient import pgd
 from lagrangian_jax.losses import boosted_cross_entropy, cross_entropy, kl_divergence, label_logit
 from lagrangian_jax.methods.method import Batch, Crafted, Method, Network, Outcome, random_factors
