@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lagrangian_jax.attacks.arrays import predictions
+from lagrangian_jax.attacks.arrays import predictions, threefry
 from lagrangian_jax.attacks.attack import map_batches
 from lagrangian_jax.attacks.inputs import float32_logits, with_finite_gradients
 from lagrangian_jax.evaluation.cost import Cost, Meter, marked
@@ -27,11 +27,9 @@ class Programs:
       largest: the largest batch that is tried for this attack, once one did not fit; None before.
     """
 
-    def __init__(
-        self, logits_fn: Callable[..., Array], variables: tuple[Any, ...], mesh: Mesh, classes: int, key_impl: Any
-    ) -> None:
+    def __init__(self, logits_fn: Callable[..., Array], variables: tuple[Any, ...], mesh: Mesh, classes: int) -> None:
         self._logits_fn = marked(logits_fn)
-        self._mesh, self._classes, self._key_impl = mesh, classes, key_impl
+        self._mesh, self._classes = mesh, classes
         self._variables = jax.device_put(variables, NamedSharding(mesh, P()))
         self._compiled: dict[Any, tuple[Callable[..., Any], Meter]] = {}
         self._spent: dict[Any, list[tuple[int, Cost]]] = {}  # batch size and cost of each call, by stage's function
@@ -68,8 +66,8 @@ class Programs:
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The ``predict`` of `lagrangian_jax.attacks.execute`."""
-        keys = np.zeros((len(images), *jax.random.key_data(jax.random.key(0, impl=self._key_impl)).shape), np.uint32)
-        return self.run(_unchanged, keys, images, np.zeros(len(images), np.int32))[1]
+        keys, labels = np.zeros((len(images), 2), np.uint32), np.zeros(len(images), np.int32)
+        return self.run(_unchanged, keys, images, labels)[1]
 
     def spent(self) -> dict[Any, Cost]:
         """What each stage has cost per example since the last call, with the pass that reads the prediction."""
@@ -113,8 +111,7 @@ class Programs:
 
     def _stage(self, function, variables, keys, images, labels, *arguments):
         logits_fn = float32_logits(functools.partial(self._logits_fn, *variables))
-        keys = jax.random.wrap_key_data(keys, impl=self._key_impl)
-        adversarial = function(keys, with_finite_gradients(logits_fn), images, labels, *arguments)
+        adversarial = function(threefry(keys), with_finite_gradients(logits_fn), images, labels, *arguments)
         return adversarial, predictions(logits_fn(adversarial))
 
     def _cost(self, meter: Meter, trips: np.ndarray, images: np.ndarray) -> Cost:

@@ -128,7 +128,7 @@ def run(
     }
     logits = parallel.gather({"logits": examples.logits})[0]["logits"]  # all processes must judge by the same ones
     sample = files.Sample(logits, files.coarse(computed))
-    programs = Programs(logits_fn, weights, mesh, examples.classes, jax.random.key_impl(key))
+    programs = Programs(logits_fn, weights, mesh, examples.classes)
     batch = _batch(batch_size, examples, mesh)
     works, sitting = [], {"versions": versions(), "device": device(mesh)}
     for row, attack in attacks_of_rows:
