@@ -37,7 +37,8 @@ def cached(
     If the directory cannot be written to, the arrays are made again every time; nothing else is lost.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:  # the archive's checksums are compared while reading
+        # NumPy leaves a damaged file open if it opened it. The archive's checksums are compared while reading.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}
     except FileNotFoundError:
         pass

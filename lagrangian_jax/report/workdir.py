@@ -143,13 +143,13 @@ def _by_step(lines: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str,
 
 def _read_pictures(path: pathlib.Path, notes: list[str]) -> Pictures | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if "pictures" not in file or "picture_index" not in file:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if "pictures" not in arrays or "picture_index" not in arrays:
                 return None
-            index, images = file["picture_index"], file["pictures"].astype(np.float32)
-            rows = {int(value): row for row, value in enumerate(file["index"])}
+            index, images = arrays["picture_index"], arrays["pictures"].astype(np.float32)
+            rows = {int(value): row for row, value in enumerate(arrays["index"])}
             chosen = [rows[int(value)] for value in index]
-            labels, predictions = file["label"][chosen], file["prediction"][chosen]
+            labels, predictions = arrays["label"][chosen], arrays["prediction"][chosen]
         if images.ndim != 4 or len(images) != len(index) or images.shape[-1] not in (1, 3):
             raise ValueError(f"pictures of shape {images.shape} for {len(index)} indices")
     except Exception as error:  # a damaged archive raises errors of many kinds; the report goes on without its pictures
