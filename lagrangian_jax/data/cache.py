@@ -51,8 +51,8 @@ def cached(
         # Not one of `tempfile`, which other users of the cache may not read.
         temporary = path.with_name(f"{path.stem}{uuid.uuid4().hex}.tmp")
         try:
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+            with temporary.open("wb") as target:
+                np.savez(target, **arrays)  # type: ignore[arg-type]
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
