@@ -160,8 +160,10 @@ def create(name: str, **given: Any) -> Attack:
         return Attack(name, values, tuple(function(**values)), survivors=True)
     restarts = values.pop("restarts", None) or 1
     plain = functools.partial(function, **values)
-    if restarts == 1:
-        return Attack(name, values, (Stage(plain),))
+    return Attack(name, values, (Stage(plain),)) if restarts == 1 else _restarted(name, plain, values, restarts)
+
+
+def _restarted(name: str, plain: Callable[..., Any], values: dict[str, Any], restarts: int) -> Attack:
     if not (values.get("random_start") or values.get("init_std") or name in RANDOM):
         start = "random_start=True" if "random_start" in values else "init_std above 0"
         raise ValueError(f"attack {name!r}: restarts would all be the same; give {start}")
