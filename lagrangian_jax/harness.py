@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from lagrangian_jax import config as configuration
 from lagrangian_jax import data, evaluation, interop, report
 from lagrangian_jax.build import build_network, distance_weights
 from lagrangian_jax.models.forward import apply
+from lagrangian_jax.progress import progress_bar
 from lagrangian_jax.signals import Signals
 from lagrangian_jax.train import read_shares
 from lagrangian_jax.workdir import fixed, write_whole
@@ -81,13 +81,12 @@ def attack(
       suite: a name or rows.
     """
     network = build_network(config, len(dataset.classes))
-    bars: dict[str, tqdm] = {}
+    bars: dict[str, Any] = {}
 
     def progress(name: str, done: int, total: int) -> None:
         if jax.process_index() == 0:
             if name not in bars:
-                bar = tqdm(total=total, desc=name, unit="image", file=sys.stderr, dynamic_ncols=True)
-                bars[name] = opened.enter_context(bar)
+                bars[name] = opened.enter_context(progress_bar(total, "image", name))
             bars[name].update(done - bars[name].n)
             if done == total:
                 bars[name].close()

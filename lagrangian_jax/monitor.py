@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from lagrangian_jax.config import NotFinite
+from lagrangian_jax.progress import progress_bar
 
 
 class Monitor:
@@ -21,7 +22,6 @@ class Monitor:
             return
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tqdm import tqdm
 
         path = workdir / "metrics.jsonl"
         if path.exists():
@@ -33,7 +33,7 @@ class Monitor:
         if start:  # voids what an earlier process wrote about later steps
             restarted = SessionLog(status=SessionLog.START)
             self._board.write_event(Event(wall_time=time.time(), step=start + 1, session_log=restarted))
-        self._bar = tqdm(total=steps, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=1.0)
+        self._bar = progress_bar(steps, "step", initial=start)
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
         """Metrics of the steps up to and including ``step``, averaged since the last call."""

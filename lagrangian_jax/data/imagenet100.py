@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from lagrangian_jax.data import cache, records
 from lagrangian_jax.data.dataset import DataError, Dataset, divide
 from lagrangian_jax.data.images import read_image
+from lagrangian_jax.progress import progress_bar
 
 EVERY = 10
 SPLITS = ("train", "validation")
@@ -70,11 +70,12 @@ def load(config: Any) -> Dataset:
 def _index(path: pathlib.Path, split: str) -> dict[str, np.ndarray]:
     """Labels and record numbers of the selected classes, sorted by file name: the same on every machine."""
     source = records.open_split(path, split)
-    found = [
-        (row["file_name"], row["label"] // EVERY, record)
-        for record, row in enumerate(tqdm(records.read(source), f"{path.name} {split} labels, once", len(source)))
-        if row["label"] % EVERY == 0
-    ]
+    found = []
+    with progress_bar(len(source), "image", f"{path.name} {split} labels, once") as bar:
+        for record, row in enumerate(records.read(source)):
+            if row["label"] % EVERY == 0:
+                found.append((row["file_name"], row["label"] // EVERY, record))
+            bar.update()
     found.sort()
     return {
         f"{split}_labels": np.array([label for _, label, _ in found], np.int32),
