@@ -20,6 +20,7 @@ collect_ignore = [] if importlib.util.find_spec("torch") else ["torch_networks.p
 def pytest_configure(config):
     """Tests mostly trace and compile: collects little garbage, optimises little, and keeps compiled programs."""
     gc.set_threshold(200_000, 20, 50)
+    jax.config.update("jax_numpy_rank_promotion", "raise")  # so that programs which ask for it can use the library
     jax.config.update("jax_disable_most_optimizations", True)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
@@ -94,7 +95,7 @@ def linear_network():
         rng = np.random.default_rng(seed)
         weights = rng.normal(size=(int(np.prod(shape)), classes)).astype(np.float32)
         biases = rng.normal(size=classes).astype(np.float32)
-        return lambda images: images.reshape(images.shape[0], -1) @ weights + biases, weights, biases
+        return lambda images: images.reshape(images.shape[0], -1) @ weights + biases[None], weights, biases
 
     return build
 

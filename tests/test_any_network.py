@@ -21,7 +21,7 @@ WEIGHT, OFFSET = RNG.normal(0, 2, (4, 3)).astype(np.float32), RNG.normal(0, 0.1,
 def plain(images):
     """A 3x3 convolution, ReLU, the mean over positions, a linear layer."""
     x = lax.conv_general_dilated(images, KERNEL, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return jax.nn.relu(x + BIAS).mean((1, 2)) @ WEIGHT + OFFSET
+    return jax.nn.relu(x + BIAS[None, None, None]).mean((1, 2)) @ WEIGHT + OFFSET[None]
 
 
 def flax_nnx():

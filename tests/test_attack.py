@@ -263,7 +263,7 @@ class TestInputs:
         np.testing.assert_allclose(jax.jit(lambda: attack(key, logits_fn, images, labels))(), expected, atol=1e-6)
 
         def loss(weights):
-            adversarial = attack(key, lambda x: x.reshape(len(x), -1) @ weights + biases, images, labels)
+            adversarial = attack(key, lambda x: x.reshape(len(x), -1) @ weights + biases[None], images, labels)
             return jnp.sum(adversarial), adversarial
 
         _, adversarial = jax.grad(loss, has_aux=True)(jnp.asarray(weights))
@@ -396,7 +396,7 @@ class TestRestarts:
     def hard(self, linear_network):
         """A network with many bumps, where a run from one random start often fails."""
         weights = linear_network(SHAPE)[1]
-        return lambda x: jnp.sin(4 * x.reshape(len(x), -1) @ weights) + jnp.array([0.2, 0.0, 0.0])
+        return lambda x: jnp.sin(4 * x.reshape(len(x), -1) @ weights) + jnp.array([[0.2, 0.0, 0.0]])
 
     @pytest.mark.parametrize("name", ["pgd_linf", "pgd_l2", "lagrangian"])
     def test_restarts_fool_no_fewer(self, key, hard, name):

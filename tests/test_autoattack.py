@@ -41,7 +41,7 @@ def near_linear():
         biases = (-0.5 * weights.sum(0)).astype(np.float32)
 
         def logits_fn(x):
-            return x.reshape(x.shape[0], -1) @ weights + biases
+            return x.reshape(x.shape[0], -1) @ weights + biases[None]
 
         logits = np.asarray(logits_fn(images), np.float64)
         labels = logits.argmax(1).astype(np.int32)
@@ -395,7 +395,7 @@ class TestChecks:
     def test_batch_mates(self):
         def train_mode(x):
             logits = self.linear(x)
-            return logits - logits.mean(0)
+            return logits - logits.mean(0, keepdims=True)
 
         (warning,) = self.found(train_mode)
         assert "other images of its batch" in warning

@@ -356,7 +356,7 @@ def test_another_evaluation_is_not_overwritten(examples, tmp_path, change, words
 
 def test_an_array_closed_over_beside_the_variables_is_part_of_the_network(examples, tmp_path):
     weights, images, labels = examples
-    one, two = np.ones(5, np.float32), np.full(5, 2, np.float32)
+    one, two = np.ones((1, 5), np.float32), np.full((1, 5), 2, np.float32)
     given = dict(variables=weights, suite=[ROWS[0]], key=3, workdir=tmp_path)
     evaluate(lambda v, x: network(v, x) * one, images, labels, **given)
     with pytest.raises(ValueError, match=r"belongs to another evaluation: constants is .* there"):

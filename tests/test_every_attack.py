@@ -91,7 +91,7 @@ class Problem:
         self._attack = attack
 
     def logits(self, images, scale=1.0):
-        biases = np.array([0, 0.1, -0.1, 0.2], np.float32)
+        biases = np.array([[0, 0.1, -0.1, 0.2]], np.float32)
         return scale * ((images.reshape(len(images), -1) - 0.5) @ self.weights) + biases
 
     def attack(self, labels=None, scale=1.0, factor=1.0):

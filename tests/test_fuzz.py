@@ -221,7 +221,7 @@ def test_evaluation_counts_every_example_once(count, classes, dtype, batch_size,
     index = rng.choice(2**32 - 1, count, replace=False)
 
     def logits_fn(x):
-        return x[:, 0, :, 0].sum(-1, keepdims=True) * jnp.arange(classes, dtype=jnp.float32)
+        return jnp.outer(x[:, 0, :, 0].sum(-1), jnp.arange(classes, dtype=jnp.float32))
 
     rows = [lj.evaluation.Row("none")]
     result = lj.evaluation.run(logits_fn, images, labels, suite=rows, batch_size=batch_size, index=index)

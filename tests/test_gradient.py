@@ -141,7 +141,7 @@ class TestClosedForms:
         labels = np.zeros(len(images), np.int32)
 
         def fooled(x):
-            return jnp.array([-10.0, 0.0]) + 0 * x[:, 0, 0, :1]
+            return jnp.array([[-10.0, 0.0]]) + 0 * x[:, 0, 0, :1]
 
         noise = lj.attacks.create("lagrangian", steps=1, init_std=0.01, step_size=1e-9)(key, fooled, images, labels)
         start = np.asarray(noise - images)

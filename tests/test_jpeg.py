@@ -15,7 +15,7 @@ SIDE = 16
 def test_jpeg_reaches_the_corner_of_its_ball_on_a_linear_network(linear_network, key):
     logits_fn, weights, _ = linear_network((SIDE, SIDE, 3), 2)
     images = np.random.default_rng(0).uniform(0.4, 0.6, (2, SIDE, SIDE, 3)).astype(np.float32)
-    slope = jnp.asarray((weights[:, 1] - weights[:, 0]).reshape(SIDE, SIDE, 3))
+    slope = jnp.asarray((weights[:, 1] - weights[:, 0]).reshape(1, SIDE, SIDE, 3))
     corner = jnp.sign(jax.grad(lambda noise: jnp.sum(jpeg.decode(noise, SIDE, SIDE) * slope))(jnp.zeros((2, 384))))
     expected = (jpeg.subsample_chroma(255 * images) + 0.125 * jpeg.decode(corner, SIDE, SIDE)) / 255
     adversarial = lj.attacks.create("jpeg", steps=20)(key, logits_fn, images, np.zeros(2, np.int32))

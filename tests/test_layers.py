@@ -135,7 +135,7 @@ def test_batch_norm_statistics_are_pytorchs():
     np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * mean, rtol=1e-5)
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * variance * 8 / 7, rtol=1e-5)
     evaluated = layer.apply({**variables, "batch_stats": updated["batch_stats"]}, x, train=False)
-    stats = updated["batch_stats"]
+    stats = jax.device_get(updated["batch_stats"])
     np.testing.assert_allclose(evaluated, (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5), atol=1e-5)
 
 

@@ -257,4 +257,4 @@ def test_values_are_float32_whatever_the_logits_are(random_logits, dtype):
     )
     np.testing.assert_array_equal(losses.kl_divergence(logits, logits[::-1]), losses.kl_divergence(full, full[::-1]))
     with jax.enable_x64(True):
-        assert losses.cross_entropy(np.zeros((2, 3)) + jnp.arange(3.0), np.array([0, 1])).dtype == jnp.float64
+        assert losses.cross_entropy(jnp.zeros((2, 3)) + jnp.arange(3.0)[None], np.array([0, 1])).dtype == jnp.float64

@@ -106,7 +106,7 @@ class TestMinimalNorm:
         images, labels = np.full((2, *SHAPE), 0.5, np.float32), np.zeros(2, np.int32)
 
         def logits_fn(x):
-            return (x - 0.5).reshape(len(x), -1) @ directions + jnp.array([0, -0.1, -0.3])
+            return (x - 0.5).reshape(len(x), -1) @ directions + jnp.array([[0, -0.1, -0.3]])
 
         adversarial = create("deepfool", classes=classes)(key, logits_fn, images, labels)
         np.testing.assert_allclose(norms_of(adversarial, images), 1.02 * distance, atol=1e-3)
@@ -230,7 +230,7 @@ class TestRecorded:
             sizes = jnp.abs(perturbation).reshape(len(perturbation), -1)
             descending = -jnp.sort(-sizes, axis=-1)
             excess = jnp.cumsum(descending, axis=-1) - bound
-            kept = jnp.sum(descending * jnp.arange(1, sizes.shape[1] + 1) > excess, axis=-1)
+            kept = jnp.sum(descending * jnp.arange(1, sizes.shape[1] + 1)[None] > excess, axis=-1)
             threshold = (jnp.take_along_axis(excess, kept[:, None] - 1, axis=-1)[:, 0] / kept).reshape(-1, 1, 1, 1)
             projected = jnp.sign(perturbation) * jnp.maximum(jnp.abs(perturbation) - threshold, 0)
             return jnp.where(jnp.any(sizes.sum(-1) > bound), projected, perturbation)

@@ -60,7 +60,7 @@ def test_without_a_derivative_an_image_stays(name):
     def logits_fn(images):
         features = linear(images)
         directions = features / (jnp.linalg.norm(features, axis=-1, keepdims=True) + 1e-6)
-        return 0.1 * directions + jnp.zeros(CLASSES).at[0].set(10.0)
+        return 0.1 * directions + jnp.zeros((1, CLASSES)).at[0, 0].set(10.0)
 
     images, labels = np.concatenate([np.zeros_like(IMAGES[:2]), IMAGES[:2]]), np.zeros(4, int)
     assert np.isnan(jax.grad(lambda x: jnp.sum(logits_fn(x)))(images)).any()

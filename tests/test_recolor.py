@@ -76,8 +76,8 @@ def test_conversions_have_finite_gradients(color):
 
 
 def test_the_gamut_clip_without_gamma_is_the_one_with_it():
-    identity = module.identity_grid(RESOLUTION)
-    grid = identity + 0.05 * jax.random.normal(jax.random.key(0), (1, *identity.shape))
+    identity = module.identity_grid(RESOLUTION)[None]
+    grid = identity + 0.05 * jax.random.normal(jax.random.key(0), identity.shape)
     round_trip = jax.jit(lambda colors: module.rgb_to_luv(module.luv_to_rgb(colors)))(
         tuple(np.moveaxis(np.clip(grid, 0, 1), 1, 0))
     )
@@ -107,8 +107,8 @@ def test_roughness_of_one_node():
 
 
 def test_the_grid_stays_within_the_bound():
-    identity = module.identity_grid(SMALL)
-    grid = identity + jax.random.normal(jax.random.key(0), (2, *identity.shape))
+    identity = module.identity_grid(SMALL)[None]
+    grid = identity + jax.random.normal(jax.random.key(0), (2, *identity.shape[1:]))
     for bound in (0.0, 0.06, 0.2):
         assert float(jnp.abs(project_grid(grid, identity, bound) - identity).max()) <= bound + 1e-6
 
@@ -171,7 +171,7 @@ def test_conversions_match_the_original(recorded):
 
 
 def test_the_grid_matches_the_original(recorded):
-    identity = module.identity_grid(RESOLUTION)
+    identity = module.identity_grid(RESOLUTION)[None]
     grid = project_grid(identity + channels_first(recorded["grid_noise"]), identity, 0.06)
     np.testing.assert_allclose(grid - identity, channels_first(recorded["grid_offset_after_projection"]), atol=1e-5)
 

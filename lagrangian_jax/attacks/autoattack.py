@@ -132,7 +132,7 @@ def _unit_rows(logits: Array) -> Array:
 
 def _random(logits_fn: LogitsFn, images: Array, labels: Array, times: int = 5, tolerance: float = 1e-4) -> str | None:
     outputs = jnp.stack([logits_fn(images) for _ in range(times)])
-    correct = jnp.sum(jnp.argmax(outputs, axis=-1) == labels, axis=-1)
+    correct = jnp.sum(jnp.argmax(outputs, axis=-1) == labels[None], axis=-1)
     rows = _unit_rows(outputs)
     spread = jnp.max(jnp.linalg.norm(rows[:, None] - rows[None], axis=-1))
     if spread <= tolerance and jnp.all(correct == correct[0]):

@@ -102,5 +102,5 @@ def displace(images: Array, flow: Array, align_corners: bool) -> Array:
     """Reads images (B, H, W, C) at every pixel plus its flow (B, H, W, 2), (x, y) in pixels of 2 / W and 2 / H."""
     height, width = images.shape[1:3]
     x, y = jnp.meshgrid(*(jnp.linspace(-1.0, 1.0, size, dtype=flow.dtype) for size in (width, height)))
-    pixel = jnp.array([2 / width, 2 / height], flow.dtype)
-    return bilinear_sample(images, jnp.stack([x, y], axis=-1) + pixel * flow, align_corners)
+    pixel = jnp.array([[[[2 / width, 2 / height]]]], flow.dtype)
+    return bilinear_sample(images, jnp.stack([x, y], axis=-1)[None] + pixel * flow, align_corners)

@@ -110,14 +110,14 @@ def gabor_kernels(sides: Array, sigma: Array, frequency: Array, angle: Array) ->
       (B, 23, 23); rows run along y.
     """
     line = jnp.linspace(-0.5, 0.5, KERNEL_SIZE, dtype=jnp.float32)
-    y, x = line[:, None], line[None, :]
+    y, x = line[None, :, None], line[None, None, :]
 
     def one(sides, sigma, frequency, angle):
         index = jnp.arange(MAX_SIDES, dtype=jnp.float32)[:, None, None]
         turned = angle + jnp.pi * index / sides
         waves = jnp.cos(2 * jnp.pi * frequency * (x * jnp.cos(turned) + y * jnp.sin(turned)))
         envelope = jnp.exp(-0.5 * (x**2 + y**2) / (sigma + 0.001) ** 2)
-        return envelope * jnp.sum(jnp.where(index < sides, waves, 0.0), axis=0)
+        return envelope[0] * jnp.sum(jnp.where(index < sides, waves, 0.0), axis=0)
 
     return jax.vmap(one)(sides, sigma, frequency, angle)
 

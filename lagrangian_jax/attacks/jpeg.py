@@ -139,7 +139,7 @@ def decode(noise: Array, height: int, width: int) -> Array:
 
 def _inverse_dct(noise: Array, table: np.ndarray) -> Array:
     batch, planes, height, width = noise.shape
-    tiles = noise.reshape(batch, planes, height // 8, 8, width // 8, 8) * (0.5 * table[:, None, :])
+    tiles = noise.reshape(batch, planes, height // 8, 8, width // 8, 8) * (0.5 * table[None, None, None, :, None, :])
     pixels = jnp.einsum("bphuwv,ui,vj->bphiwj", tiles, _COSINES, _COSINES, precision=lax.Precision.HIGHEST)
     return pixels.reshape(noise.shape)
 

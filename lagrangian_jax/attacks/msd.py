@@ -26,7 +26,7 @@ def project_l1(perturbation: Array, bound: float | Array) -> Array:
     sizes = jnp.abs(perturbation).reshape(perturbation.shape[0], math.prod(perturbation.shape[1:]))
     descending = -jnp.sort(-sizes, axis=-1)
     excess = jnp.cumsum(descending, axis=-1) - bound
-    count = jnp.arange(1, sizes.shape[-1] + 1)
+    count = jnp.arange(1, sizes.shape[-1] + 1)[None]
     # The largest count with descending * count > excess; with a bound of zero there is none, and everything is cut.
     kept = jnp.maximum(jnp.sum(descending * count > excess, axis=-1), 1)
     threshold = jnp.take_along_axis(excess, kept[:, None] - 1, axis=-1)[:, 0] / kept

@@ -70,12 +70,12 @@ def recolor(
     """
     if images.shape[-1] != 3:
         raise ValueError(f"recolor: images must have 3 channels (RGB), got shape {images.shape}")
-    identity = identity_grid(resolution)
+    identity = identity_grid(resolution)[None]
     lookup = trilinear_lookup(rgb_to_luv(_planes(images)), resolution)
     return attack_transformation(
         logits_fn,
         labels,
-        jnp.broadcast_to(identity, (images.shape[0], *identity.shape)),
+        jnp.repeat(identity, images.shape[0], axis=0),
         lambda grid: jnp.stack(luv_to_rgb(lookup(grid)), axis=-1),
         lambda grid: grid_roughness(grid - identity),
         lambda grid: project_grid(grid, identity, bound),
@@ -93,7 +93,7 @@ def identity_grid(resolution: tuple[int, int, int]) -> Array:
 
 
 def project_grid(grid: Array, identity: Array, bound: float) -> Array:
-    """Clips nodes (B, 3, R1, R2, R3) to [0, 1], to the gamut of RGB, and to ``bound`` around the identity."""
+    """Clips nodes (B, 3, R1, R2, R3) to [0, 1], to the gamut of RGB, and to ``bound`` around the identity, (1, ...)."""
     xyz = luv_to_xyz(_planes(jnp.clip(grid, 0.0, 1.0), axis=1))
     # The gamma curve is monotone and fixes 0 and 1, so it may be left out on both sides of the clip: seven powers
     # per node become one cube root.
@@ -130,7 +130,7 @@ def trilinear_lookup(colors: Planes, resolution: tuple[int, int, int]):
     """
     shape = colors[0].shape
     index, weight = jnp.zeros((shape[0], 8, 1), jnp.int32), jnp.ones((shape[0], 8, 1), colors[0].dtype)
-    corners = np.stack(np.unravel_index(np.arange(8), (2, 2, 2)))[:, :, None]
+    corners = np.stack(np.unravel_index(np.arange(8), (2, 2, 2)))[:, None, :, None]
     for color, size, upper in zip(colors, resolution, corners, strict=True):
         position = color.reshape(shape[0], 1, -1) * (size - 1)
         cell = jnp.floor(position)

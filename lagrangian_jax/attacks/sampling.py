@@ -28,7 +28,7 @@ def bilinear_sample(images: Array, grid: Array, align_corners: bool = False) -> 
     [1.5 2.  0. ]
     """
     height, width, channels = images.shape[1:]
-    size = jnp.array([width, height], grid.dtype)
+    size = jnp.array([[[[width, height]]]], grid.dtype)
     pixels = 0.5 * (grid + 1) * (size - 1) if align_corners else 0.5 * ((grid + 1) * size - 1)
     corner = jnp.floor(pixels)
     fraction = pixels - corner

@@ -99,9 +99,9 @@ def fade(images: Array) -> Array:
 def place(flakes: Array) -> Array:
     """Flakes (B, 7, h, w) at their places on planes (B, 7, 4h, 4w) that are otherwise zero."""
     batch, layers, height, width = flakes.shape
-    mask = np.zeros((layers, 1, 4, 1, 4), np.float32)
+    mask = np.zeros((1, layers, 1, 4, 1, 4), np.float32)
     for layer, (row, column) in enumerate(_PLACES):
-        mask[layer, 0, row, 0, column] = 1
+        mask[0, layer, 0, row, 0, column] = 1
     return (flakes[:, :, :, None, :, None] * mask).reshape(batch, layers, 4 * height, 4 * width)
 
 
@@ -152,8 +152,8 @@ def streak(end: Array, width: Array, sigma: Array) -> Array:
     long, short = jnp.maximum(row, column), jnp.minimum(row, column)
     slope = short / long
     reach = 1 + width * jnp.sqrt(1 + slope) / 4  # where the profile across the line, falling by 1 per pixel, meets 0
-    along = jnp.arange(KERNEL_SIZE - centre)
-    profile = jnp.clip(reach - jnp.abs(along[:, None] - slope * along), 0.0, 1.0)
+    along = jnp.arange(KERNEL_SIZE - centre)[None]
+    profile = jnp.clip(reach - jnp.abs(along.T - slope * along), 0.0, 1.0)
     half = jnp.where(along <= long, profile, 0.0)  # columns run along the line; rows above the centre are not drawn
     half = jnp.where(row > column, half.T, half)
     line = jnp.zeros((KERNEL_SIZE, KERNEL_SIZE), sigma.dtype).at[centre:, centre:].set(half)

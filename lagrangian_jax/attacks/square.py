@@ -140,7 +140,7 @@ def _window(top: Array, left: Array, side: Array, images: Array) -> Array:
     """(B, H, W, 1), true inside the window."""
 
     def inside(first, length):
-        offset = jnp.arange(length) - first[:, None]
+        offset = jnp.arange(length)[None] - first[:, None]
         return (offset >= 0) & (offset < side)
 
     rows, columns = inside(top, images.shape[1]), inside(left, images.shape[2])

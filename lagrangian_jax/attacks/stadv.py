@@ -55,7 +55,7 @@ def stadv(
     >>> round(float(adversarial[0, 1, 1, 0]), 2)
     0.36
     """
-    identity = identity_flow(images.shape[1], images.shape[2], align_corners)
+    identity = identity_flow(images.shape[1], images.shape[2], align_corners)[None]
 
     def project(grid):
         return jnp.clip(jnp.clip(grid, -1.0, 1.0), identity - bound, identity + bound)
@@ -63,7 +63,7 @@ def stadv(
     return attack_transformation(
         logits_fn,
         labels,
-        jnp.broadcast_to(identity, (images.shape[0], *identity.shape)),
+        jnp.repeat(identity, images.shape[0], axis=0),
         lambda grid: bilinear_sample(images, grid, align_corners),
         lambda grid: flow_roughness(grid - identity),
         project,

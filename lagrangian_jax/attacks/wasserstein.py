@@ -189,7 +189,7 @@ def _project(center, point, bound, window, regularisation, steps, tolerance=1e-4
 
     def kernel(sums, psi, moment=0):
         """K applied to x, given its group sums; C K for ``moment`` 1, C C K for 2, with elementwise products."""
-        weights = costs[:, None] ** moment * jnp.exp(-psi * costs[:, None] - 1)
+        weights = costs[:, None] ** moment * jnp.exp(-psi[None] * costs[:, None] - 1)
         return sum(expand(weight, x) * x for weight, x in zip(weights, sums, strict=True))
 
     def rows(sums, psi):

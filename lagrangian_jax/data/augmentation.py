@@ -48,10 +48,10 @@ def augment(keys: Array, images: Array, *, padding: int = 4, mode: Mode = "refle
     # One draw of 96 bits per example; the remainder's bias is below 2 * padding / 2**32.
     bits = jax.vmap(lambda key: jax.random.bits(key, (3,), jnp.uint32))(keys)
     offsets = (bits[:, :2] % jnp.uint32(2 * padding + 1)).astype(jnp.int32) - padding
-    rows = offsets[:, :1] + jnp.arange(height)
-    columns = jnp.arange(width)
+    rows = offsets[:, :1] + jnp.arange(height)[None]
+    columns = jnp.arange(width)[None]
     if flip:
-        columns = jnp.where(bits[:, 2:] >> 31 == 1, columns[::-1], columns)
+        columns = jnp.where(bits[:, 2:] >> 31 == 1, columns[:, ::-1], columns)
     columns = offsets[:, 1:] + columns
 
     # Padding, cropping and flipping are one gather of each output pixel's source. (On a CPU, slices of a padded copy

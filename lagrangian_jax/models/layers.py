@@ -152,12 +152,14 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array, factor: Array | float = 1.0) -> Array:
         size = self.kernel_size
-        kernel = factor * self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
+        kernel = jnp.broadcast_to(factor, kernel.shape) * kernel
         sides = self.padding if isinstance(self.padding, tuple) else ((self.padding, self.padding),) * 2
         x = convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, sides, self.precision)
         if self.use_bias:
             bias = factor * self.param("bias", torch_bias_uniform(size * size * kernel.shape[2]), (self.features,))
-            x = (x + bias).astype(self.dtype)  # added in float32, so that its gradient is summed in it
+            # Added in float32, so that the bias's gradient is summed in it.
+            x = (x + jnp.broadcast_to(bias, x.shape)).astype(self.dtype)
         return x
 
 
@@ -201,6 +203,7 @@ class BatchNorm(nn.Module):
             x = of(x, factor)
             return x + jnp.broadcast_to(offset, x.shape).astype(self.dtype)
         # In float32, so that the gradients of scale and bias, and through the statistics, are summed in it.
+        factor, offset = (jnp.broadcast_to(values, x.shape) for values in (factor, offset))
         return (x.astype(jnp.float32) * factor + offset).astype(self.dtype)
 
     def _batch_statistics(self, x, running_mean, running_var):
@@ -209,7 +212,7 @@ class BatchNorm(nn.Module):
         count = x.size // x.shape[-1]
         mean = jnp.mean(x, axes)
         # The derivative of the variance with respect to the mean is zero, since deviations sum to zero.
-        var = jnp.mean(jnp.square(x - lax.stop_gradient(mean)), axes)
+        var = jnp.mean(jnp.square(x - jnp.broadcast_to(lax.stop_gradient(mean), x.shape)), axes)
         parts = 1 if self.axis_name is None or self.is_initializing() else lax.axis_size(self.axis_name)
         if parts > 1:
             # In one collective, since the next layer waits for it: the variance of the whole batch is the mean of the
@@ -251,8 +254,8 @@ def mean_over_positions(x: Array) -> Array:
 def normalise(images: Array, mean: Sequence[float] | None, std: Sequence[float] | None) -> Array:
     """(images - mean) / std per channel; the identity if both are None."""
     if mean is not None:
-        images = images - jnp.asarray(mean, images.dtype)
-    return images if std is None else images / jnp.asarray(std, images.dtype)
+        images = images - jnp.broadcast_to(jnp.asarray(mean, images.dtype), images.shape)
+    return images if std is None else images / jnp.broadcast_to(jnp.asarray(std, images.dtype), images.shape)
 
 
 def torch_buffers(mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, np.ndarray]:
