@@ -124,6 +124,17 @@ class TestCreate:
         for kappa in (np.float32(1), np.float64("inf"), 1):
             assert lj.attacks.create("lagrangian", kappa=kappa).parameters["kappa"] == kappa
 
+    def test_scalars_of_jax_are_numbers(self):
+        assert lj.attacks.create("pgd_l2", bound=jnp.float32(0.5)).parameters["bound"] == 0.5
+        assert lj.attacks.create("pgd_l2", steps=jnp.int32(3)).parameters["steps"] == 3
+        with pytest.raises(ValueError, match=r"bound must be a number, 0 or larger; got -1\.0"):
+            lj.attacks.create("pgd_l2", bound=jnp.float32(-1))
+
+    @pytest.mark.parametrize(("name", "parameter"), [("pgd_l2", "steps"), ("elastic", "sigma"), ("square", "share")])
+    def test_what_a_program_is_built_from_cannot_be_traced(self, name, parameter):
+        with pytest.raises(ValueError, match=f"attack '{name}': {parameter} must be .*; got .*Tracer"):
+            jax.eval_shape(lambda value: lj.attacks.create(name, **{parameter: value}), 1.0)
+
     @pytest.mark.parametrize("name", lj.attacks.names())
     def test_every_parameter_is_checked(self, name):
         function = lj.attacks.ATTACKS.get(name) or lj.attacks.STAGED[name]
@@ -268,6 +279,16 @@ class TestInputs:
 
         _, adversarial = jax.grad(loss, has_aux=True)(jnp.asarray(weights))
         np.testing.assert_allclose(adversarial, expected, atol=1e-6)
+
+    @pytest.mark.parametrize("options", [{}, {"random_start": True, "restarts": 2}])
+    @pytest.mark.parametrize("transform", [jax.vmap, lambda attack: jax.jit(jax.vmap(attack))])
+    def test_a_curve_over_bounds_is_one_program(self, key, logits_fn, batch, transform, options):
+        def attacked(bound):
+            return lj.attacks.create("pgd_l2", bound=bound, steps=3, **options)(key, logits_fn, *batch)
+
+        bounds = np.array([0.0, 0.1, 0.3], np.float32)
+        curve = transform(attacked)(bounds)
+        np.testing.assert_allclose(curve, [attacked(float(bound)) for bound in bounds], atol=1e-6)
 
 
 # A toy whose every result is known: pixel 0 of example n is n / 100, the network gives class 1 if pixel 1 is set, and

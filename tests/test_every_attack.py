@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lagrangian_jax as lj
-from lagrangian_jax.attacks import ATTACKS, STAGED, Attack, Stage, elastic, jpeg, snow
+from lagrangian_jax.attacks import elastic, jpeg, snow
 from lagrangian_jax.attacks.arrays import example_keys
 
 CLASSES = 4
@@ -83,10 +83,8 @@ class Problem:
         @jax.jit
         def attack(labels, scale, factor):
             values = self.parameters | {name: factor * value for name, value in self.bounds.items()}
-            plain = self.name in ATTACKS
-            stages = [Stage(functools.partial(ATTACKS[self.name], **values))] if plain else STAGED[self.name](**values)
             logits_fn = functools.partial(self.logits, scale=scale)
-            return Attack(self.name, values, tuple(stages), not plain)(self.keys, logits_fn, self.images, labels)
+            return lj.attacks.create(self.name, **values)(self.keys, logits_fn, self.images, labels)
 
         self._attack = attack
 

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -131,7 +132,8 @@ def create(name: str, **given: Any) -> Attack:
       name: one of `names()`.
       **given: parameters of that attack; see its function. Any attack with ``random_start`` or ``init_std`` also takes
         ``restarts``: it runs again, with other random numbers, on the examples that still hold. With ``norm="l2"`` the
-        bound must be given.
+        bound must be given. A real number may also be a scalar of JAX, even one that `jax.jit` or `jax.vmap` traces,
+        as in a curve over bounds; a traced one is not checked.
 
     Returns:
       an `Attack`, called as ``attack(key, logits_fn, images, labels)``.
@@ -151,7 +153,7 @@ def create(name: str, **given: Any) -> Attack:
     for parameter in given:
         if parameter not in valid:
             raise unknown(f"parameter of attack {name!r}:", parameter, valid)
-    values = {**defaults, **given}
+    values = {**defaults, **{parameter: _python_scalar(value) for parameter, value in given.items()}}
     in_linf = name in LINF or values.get("norm") == "linf"
     check_ranges(f"attack {name!r}", values, {**RANGES, "bound": LINF_BOUND} if in_linf else RANGES)
     if values.get("norm") == "l2" and "bound" in defaults and "bound" not in given:
@@ -161,6 +163,11 @@ def create(name: str, **given: Any) -> Attack:
     restarts = values.pop("restarts", None) or 1
     plain = functools.partial(function, **values)
     return Attack(name, values, (Stage(plain),)) if restarts == 1 else _restarted(name, plain, values, restarts)
+
+
+def _python_scalar(value: Any) -> Any:
+    concrete = isinstance(value, jax.Array) and value.ndim == 0 and not isinstance(value, jax.core.Tracer)
+    return value.item() if concrete else value
 
 
 def _restarted(name: str, plain: Callable[..., Any], values: dict[str, Any], restarts: int) -> Attack:

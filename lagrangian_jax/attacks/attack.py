@@ -59,7 +59,8 @@ class Attack:
     def __call__(self, key: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
         logits_fn = float32_logits(logits_fn)
         # Inside a trace new arrays are tracers too; if a network's weights are traced, so are its logits for constants.
-        traced = any(isinstance(x, jax.core.Tracer) for x in (key, images, labels, jnp.zeros(())))
+        values = (key, images, labels, *self.parameters.values(), jnp.zeros(()))
+        traced = any(isinstance(value, jax.core.Tracer) for value in values)
         if not traced:
             images, labels, sample = check_inputs(logits_fn, images, labels)
             if not len(images):
