@@ -96,19 +96,21 @@ class TestClosedForms:
         np.testing.assert_allclose(adversarial, images + 4 * 0.02 * unit, atol=1e-5)
 
     def test_mi_fgsm_velocity(self, key):
-        """Against a float64 loop, on a curved loss where the momentum matters."""
+        """Against a float64 loop, on a curved loss where the momentum matters, and with gradients below and above 1."""
         images, labels = np.full((1, 1, 1, 2), 0.5, np.float32), np.array([0])
 
         def logits_fn(x):
-            return jnp.stack([jnp.zeros(len(x)), jnp.sum(jnp.sin(x * 20), axis=(1, 2, 3))], axis=-1)
+            return jnp.stack([jnp.zeros(len(x)), 0.1 * jnp.sum(jnp.sin(x * 20), axis=(1, 2, 3))], axis=-1)
 
-        perturbation, velocity, iterates = np.zeros(2), np.zeros(2), []
+        perturbation, velocity, iterates, sizes = np.zeros(2), np.zeros(2), [], []
         for _ in range(5):
             at = 20 * (0.5 + perturbation)
             iterates.append((np.sin(at).sum(), perturbation))
-            g = np.cos(at) / (1 + np.exp(-np.sin(at).sum()))
+            g = 2 * np.cos(at) / (1 + np.exp(-0.1 * np.sin(at).sum()))
+            sizes.append(np.abs(g).sum())
             velocity = 0.9 * velocity + g / np.abs(g).sum()
             perturbation = np.clip(perturbation + 0.06 * np.sign(velocity), -0.3, 0.3)
+        assert min(sizes) < 1 < max(sizes)
         attack = lj.attacks.create("mi_fgsm", bound=0.3, steps=5, momentum=0.9)
         np.testing.assert_allclose(attack(key, logits_fn, images, labels).ravel(), 0.5 + perturbation, atol=1e-5)
         best = max(iterates, key=lambda iterate: iterate[0])[1]
