@@ -155,13 +155,14 @@ class TestProjectionAndDirection:
         np.testing.assert_allclose(project_l1(once, 1.0), once, atol=1e-6)
 
     def test_direction_of_a_known_case(self):
-        gradient = jnp.array([[5.0, -4.0, 3.0, 3.0, -1.0, 9.0, -9.0, 0.5]]).reshape(1, 1, 1, 8)
-        # Two cannot move the way that the gradient goes; the last one, near an edge, goes the other way.
-        image = jnp.array([[0.5, 0.5, 0.5, 0.5, 0.5, 0.97, 0.0, 0.03]]).reshape(1, 1, 1, 8)
+        gradient = jnp.array([5.0, -4.0, 3.0, 3.0, -1.0, 9.0, -9.0, 0.5, 8.0, -8.0]).reshape(1, 1, 1, 10)
+        # Two cannot move the way that the gradient goes; the next, near an edge, goes the other way. The last two could
+        # leave the edge that they are on, but are left out, as in the original.
+        image = jnp.array([0.5, 0.5, 0.5, 0.5, 0.5, 0.97, 0.0, 0.03, 0.0, 1.0]).reshape(1, 1, 1, 10)
         for count, expected in {
-            1: [1, 0, 0, 0, 0, 0, 0, 0],
-            3: [1, -1, 1, 1, 0, 0, 0, 0],
-            7: [1, -1, 1, 1, -1, 0, 0, 1],
+            1: [1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            3: [1, -1, 1, 1, 0, 0, 0, 0, 0, 0],
+            7: [1, -1, 1, 1, -1, 0, 0, 1, 0, 0],
         }.items():
             direction = top_k_direction(gradient, image, jnp.array([0.05]), jnp.array([count]), 7)
             np.testing.assert_array_equal(direction.ravel(), expected)
