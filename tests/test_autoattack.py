@@ -167,6 +167,16 @@ class TestApgd:
         with pytest.raises(ValueError, match="at least 3 classes, got 2"):
             lj.attacks.create("apgd_dlr")(key, logits_fn, images, labels)
 
+    @pytest.mark.parametrize(("classes", "expected"), [(3, False), (4, True)])
+    def test_the_targeted_ratio_needs_four_classes(self, near_linear, key, monkeypatch, classes, expected):
+        """With fewer, APGD-T takes the cross-entropy of the target."""
+        taken = []
+        monkeypatch.setattr(apgd, "targeted_dlr", lambda *given: taken.append(given) or targeted_dlr(*given))
+        logits_fn, images, labels, _ = near_linear(classes, "linf")
+        attack = lj.attacks.create("apgd_t", targets=1, steps=2)
+        jax.eval_shape(lambda images: attack(key, logits_fn, images, labels), images)
+        assert bool(taken) == expected
+
     def test_more_targets_than_classes(self, near_linear, key):
         """The default of 9 targets on 2 classes: the stages beyond the last class do nothing."""
         logits_fn, images, labels, distances = near_linear(2, "l2")
