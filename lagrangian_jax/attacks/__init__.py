@@ -166,8 +166,8 @@ def create(name: str, **given: Any) -> Attack:
 
 
 def _python_scalar(value: Any) -> Any:
-    concrete = isinstance(value, jax.Array) and value.ndim == 0 and not isinstance(value, jax.core.Tracer)
-    return value.item() if concrete else value
+    array = isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, jax.core.Tracer)
+    return value.item() if array and value.ndim == 0 else value
 
 
 def _restarted(name: str, plain: Callable[..., Any], values: dict[str, Any], restarts: int) -> Attack:
