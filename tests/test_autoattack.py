@@ -243,6 +243,22 @@ class TestSquare:
             assert np.all(size(best - images, norm) <= bound * (1 + 1e-5))
             np.testing.assert_allclose(-margin(logits_fn(best), labels), margins, atol=1e-4)
 
+    def test_the_stripes_that_it_starts_from_are_tried_first(self, key):
+        """They fool this network, which holds against any other proposal: one query is enough."""
+        images, labels, seen = np.full((1, 8, 8, 3), 0.5, np.float32), np.array([0]), []
+
+        def logits_fn(x):
+            jax.debug.callback(seen.append, x)
+            moved = jnp.abs(x - 0.5)
+            striped = jnp.all((moved > 0.09) & (x == x[:, :1]), axis=(1, 2, 3))
+            return jnp.stack([1.0 - 2.0 * striped, jnp.zeros(len(x))], axis=-1)
+
+        _, margins, fooled = square.search(key, logits_fn, images, labels, norm="linf", bound=0.1, queries=1)
+        jax.effects_barrier()
+        assert fooled.all()
+        assert margins == -1.0
+        assert len(seen) == 1
+
     @pytest.mark.parametrize("norm", ["linf", "l2"])
     def test_fools_in_a_wide_ball(self, near_linear, key, norm):
         logits_fn, images, labels, distances = near_linear(3, norm)
