@@ -50,13 +50,18 @@ def fooled(logits_fn, adversarial, labels):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_linear_network_falls_where_the_boundary_is_near(name, linear, l2, key):
-    logits_fn, images, labels, distances = linear
-    bound = float(np.median(distances))
+    """A network so flat that the multiplier holds the Lagrangian attacks near the bound."""
+    steep, images, labels, distances = linear
+    logits_fn = lambda images: 0.1 * steep(images)  # noqa: E731
+    bound = 0.95 * float(distances.max())
+    near, far = distances < 0.8 * bound, distances > bound
+    assert near.sum() > 3
+    assert far.any()
     attack = lj.attacks.create(name, bound=bound, distance=l2, projection="newton", keep="best", **ATTACKS[name])
     adversarial = attack(key, logits_fn, images, labels)
     hit = fooled(logits_fn, adversarial, labels)
-    assert hit[distances < 0.8 * bound].all()
-    assert not hit[distances > bound].any()
+    assert hit[near].all()
+    assert not hit[far].any()
     assert (norms_of(adversarial, images) <= bound * 1.0001).all()
     assert np.min(adversarial) >= 0
     assert np.max(adversarial) <= 1
@@ -93,6 +98,31 @@ def test_lpa_in_any_group_size_and_with_a_bare_function_as_its_distance(options,
     )
     expected = compiled["lpa"](keys, images, labels, bound)
     np.testing.assert_allclose(attack(keys, logits_fn, images, labels), expected, atol=1e-5)
+
+
+def test_the_best_iterate_is_misclassified_and_near():
+    ascending = perceptual._Point(
+        value=jnp.array([-3.0, -1.0, 2.0, 1.0, 0.5]),
+        fooled=jnp.array([False, False, True, True, True]),
+        distance=jnp.array([0.1, 0.9, 7.0, 0.7, 0.2]),
+    )
+    assert np.all(np.diff(perceptual._score(ascending)) > 0)
+
+
+@pytest.mark.parametrize(("name", "last"), [("lpa", {"rounds": 1}), ("fast_lpa", {}), ("ppgd", {})])
+def test_steps_cover_what_they_should_of_the_distance(name, last, linear_network, l2, key):
+    """Far from the boundary and well within the bound, all steps go the same way."""
+    logits_fn, weights, _ = linear_network(SHAPE, classes=2)
+    images = np.full((1, *SHAPE), 0.5, np.float32)
+    label = int(np.argmax(logits_fn(images)))
+    options = dict(bound=9.0, steps=5, step_size=0.01, decay=0.2, init_std=0.0, projection="none", **last)
+    moved = np.asarray(
+        lj.attacks.create(name, distance=l2, **options)(key, logits_fn, images, np.array([label])) - images
+    )
+    expected = sum(0.01 * 0.2 ** (i / 5) for i in range(5))
+    np.testing.assert_allclose(norms_of(moved, 0), expected, rtol=1e-3)
+    upwards = weights[:, 1 - label] - weights[:, label]
+    assert np.dot(moved.ravel(), upwards) == pytest.approx(expected * np.linalg.norm(upwards), rel=1e-3)
 
 
 def test_lpa_stops_after_the_step_in_which_an_example_was_found():

@@ -185,8 +185,8 @@ def fast_lpa(
       probe: where the slope r is measured, as in `lpa`; the default is that of perceptual-advex's final version.
       projection: "none" (the original's), "bisection" or "newton".
       projection_steps: of that projection; 5 for bisection and 10 for Newton if not given.
-      keep: "last" (the original's) or "best": of the iterates misclassified within the bound, the nearest; if there is
-        none, the iterate of largest objective.
+      keep: "last" (the original's) or "best": the nearest of the misclassified iterates, or, if there is none, the one
+        of largest objective.
 
     Returns:
       adversarial images (B, H, W, C) in [0, 1].
@@ -208,7 +208,7 @@ def fast_lpa(
     def step(i, perturbation):
         weights, sizes = multiplier * decay ** (1 - i / steps) * ones, first_step * decay ** (i / steps) * ones
         moved, point = _step(objective, images, labels, anchors, perturbation, weights, sizes)
-        return moved, _score(point, bound)
+        return moved, _score(point)
 
     perturbation = _iterate(step, _start(key, images, init_std, bound, keep), steps, keep)
     adversarial = jnp.clip(images + perturbation, 0.0, 1.0)
@@ -259,8 +259,8 @@ def ppgd(
       probe_size: h; the finite difference moves the image by h times the probed vector.
       projection: "newton", "bisection" or "none".
       projection_steps: of that projection; 5 for bisection and 10 for Newton if not given.
-      keep: "last" (the original's) or "best": of the iterates misclassified within the bound, the nearest; if there is
-        none, the iterate of largest margin.
+      keep: "last" (the original's) or "best": the nearest of the misclassified iterates, or, if there is none, the one
+        of largest margin.
 
     Returns:
       adversarial images (B, H, W, C) in [0, 1].
@@ -303,7 +303,7 @@ def ppgd(
         size = jnp.where(moves, first_step * decay ** (i / steps) / jnp.where(moves, slope, 1.0), 0.0)
         moved = jnp.clip(adversarial + expand(size, images) * ascent, 0.0, 1.0)
         projected = _project(projection, projection_steps, to_clean, images, moved, bound)
-        return projected - images, _score(_Point(value, fooled, l2_norm(features - anchors)), bound)
+        return projected - images, _score(_Point(value, fooled, l2_norm(features - anchors)))
 
     return jnp.clip(images + _iterate(step, _start(key, images, init_std, bound, keep), steps, keep), 0.0, 1.0)
 
@@ -451,10 +451,9 @@ def _step(objective, images, labels, anchors, perturbation, multipliers, sizes) 
     return clip_to_box(perturbation + expand(sizes / (slope + floor), images) * unit, images), point
 
 
-def _score(point, bound):
-    """Scores iterates: those misclassified within the bound by nearness (1 to 2), all others by value (-1 to 1)."""
-    within = point.fooled & (point.distance <= bound)
-    return jnp.where(within, 1 + 1 / (1 + point.distance), point.value / (1 + jnp.abs(point.value)))
+def _score(point):
+    """Scores iterates: the misclassified by nearness, which is positive, the others by value."""
+    return jnp.where(point.fooled, 1 / (1 + point.distance), jnp.minimum(point.value, 0.0))
 
 
 def _iterate(step, start, steps, keep):
