@@ -9,6 +9,7 @@ import pytest
 
 import lagrangian_jax as lj
 from lagrangian_jax.attacks.arrays import l2_norm
+from lagrangian_jax.attacks.carlini_wagner import carlini_wagner
 from lagrangian_jax.attacks.gradient import stateless
 from lagrangian_jax.attacks.msd import msd_with_state, project_l1, top_k_direction
 
@@ -89,6 +90,18 @@ class TestMinimalNorm:
         confident = create("carlini_wagner", kappa=1.0)(key, logits_fn, images, labels)
         assert (lj.losses.margin(logits_fn(confident), labels) > 1).all()
         assert (norms_of(confident, images) > norms_of(plain, images)).all()
+
+    @pytest.mark.parametrize(("early", "passes"), [(True, 11), (False, 100)])
+    def test_carlini_wagner_aborts_after_a_tenth_of_the_steps_without_progress(self, key, early, passes):
+        images, labels, seen = jnp.full((2, *SHAPE), 0.5), jnp.array([0, 0]), []
+
+        def flat(x):
+            jax.debug.callback(lambda: seen.append(1))
+            return jnp.zeros((len(x), 3)).at[:, 0].set(1.0)
+
+        carlini_wagner(key, flat, images, labels, steps=100, search_steps=1, abort_early=early)
+        jax.effects_barrier()
+        assert len(seen) == 1 + passes  # one more for the prediction on the clean images
 
     def test_carlini_wagner_abort_costs_little(self, key, problem):
         logits_fn, images, labels, _ = problem

@@ -76,6 +76,21 @@ def test_snow_kernels_are_the_drawn_streaks():
     assert leaning[:, 0].mean() == pytest.approx(0.5, abs=0.15)
 
 
+def test_snow_kernels_are_drawn_from_the_distributions_of_the_original(monkeypatch):
+    """Ends from 8 to 12, widths of 1, 3 and 5 pixels in 60, 30 and 10 % of the streaks, blurs from 0.41 to 0.6."""
+
+    def drawn(end, width, sigma):  # in rows that are the same mirrored
+        return jnp.broadcast_to(jnp.stack([*end, width, sigma, *[0.0] * 9])[:, None], (13, 13))
+
+    monkeypatch.setattr(snow, "streak", drawn)
+    values = np.asarray(snow.random_kernels(jax.random.split(jax.random.key(0), 2000)))[..., :4, 0].reshape(-1, 4)
+    rows, columns, widths, sigmas = values.T
+    for ends in (rows, columns):
+        np.testing.assert_allclose([np.mean(ends == place) for place in range(8, 13)], 0.2, atol=0.015)
+    np.testing.assert_allclose([np.mean(widths == width) for width in (1, 3, 5)], [0.6, 0.3, 0.1], atol=0.015)
+    np.testing.assert_allclose([sigmas.min(), sigmas.mean(), sigmas.max()], [0.41, 0.505, 0.6], atol=0.002)
+
+
 def test_recorded_snow_kernels_are_streaks(original):
     grid = np.meshgrid(np.arange(8, 13), np.arange(8, 13), [1.0, 3.0, 5.0], np.linspace(0.41, 0.6, 39))
     row, column, width, sigma = (axis.ravel() for axis in grid)

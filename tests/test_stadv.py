@@ -49,16 +49,32 @@ def test_the_identity_returns_the_image(shape):
     np.testing.assert_allclose(bilinear_sample(images, grid), images, atol=2e-6)
 
 
+@pytest.mark.parametrize("towards", [-1, 1])
 @pytest.mark.parametrize("bound", [0.1, 0.3])
-def test_the_flow_stays_within_the_bound(key, bound):
+def test_the_flow_stays_within_the_bound(key, bound, towards):
     """On a horizontal ramp a move by m pixels changes a pixel by m times the slope."""
     ramp = np.tile(np.linspace(0.2, 0.8, 16, dtype=np.float32)[None, None, :, None], (1, 16, 1, 1))
-    network = lambda images: jnp.stack([10 * images[:, 8, 8, 0], jnp.full(len(images), 4.0)], axis=-1)  # noqa: E731
+    network = lambda images: jnp.stack([9 - 10 * towards * images[:, 8, 8, 0], 0 * images[:, 0, 0, 0]], -1)  # noqa: E731
     attack = lj.attacks.create("stadv", bound=bound, steps=60, step_size=0.02, smoothness=0.0)
     adversarial = attack(key, network, ramp, np.array([0]))
     slope = 0.6 / 15
-    change = np.abs(np.asarray(adversarial) - ramp)[0, 8, 8, 0]
-    assert change == pytest.approx(bound * 16 / 2 * slope, rel=1e-3)
+    change = (np.asarray(adversarial) - ramp)[0, 8, 8, 0]
+    assert change == pytest.approx(towards * bound * 16 / 2 * slope, rel=1e-3)
+
+
+def test_the_penalty_is_on_the_roughness_of_the_move(key):
+    """Without a gradient of the margin nothing moves; with one at one pixel, its neighbours follow."""
+    images = np.random.default_rng(0).random((1, 8, 8, 3), np.float32)
+    attack = lj.attacks.create("stadv", bound=0.2, steps=3, step_size=0.05, smoothness=0.05)
+    still = attack(key, lambda x: jnp.zeros((len(x), 2)), images, np.array([0]))
+    np.testing.assert_allclose(still, images, atol=2e-6)
+    network = lambda x: jnp.stack([3 + x[:, 4, 4, 0], 0 * x[:, 4, 4, 0]], axis=-1)  # noqa: E731
+    moved = np.abs(attack(key, network, images, np.array([0])) - images).sum(-1)[0] > 1e-4
+    assert moved[4, 4]
+    assert moved.sum() > 1
+    alone = lj.attacks.create("stadv", bound=0.2, steps=3, step_size=0.05, smoothness=0.0)
+    moved = np.abs(alone(key, network, images, np.array([0])) - images).sum(-1)[0] > 1e-4
+    assert moved.sum() == 1
 
 
 def test_best_is_never_weaker_than_last(key):
