@@ -81,6 +81,15 @@ def compiled(linear, l2):
     return {name: build(name) for name in ATTACKS}
 
 
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_last_iterate_is_projected(name, compiled, linear, keys):
+    """Even where the iterate before it was misclassified within the bound, at which LPA stops."""
+    _, images, labels, distances = linear
+    bound = 1.2 * float(distances.max())
+    adversarial = compiled[name](keys, images, labels, bound)
+    assert (norms_of(adversarial, images) <= bound * 1.0001).all()
+
+
 def test_lpa_by_bisection_exceeds_the_bound_by_a_part_of_the_segment_at_most(linear, l2, key):
     logits_fn, images, labels, _ = linear
     attack = lj.attacks.create("lpa", bound=0.2, steps=10, rounds=2, distance=l2)
