@@ -4,7 +4,10 @@ A default that moves changes every result that names only the attack, and no oth
 """
 
 import inspect
+import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import lagrangian_jax as lj
@@ -133,8 +136,35 @@ def test_methods(name):
     assert lj.methods.parameters(name) == METHODS[name]
 
 
-@pytest.mark.parametrize("steps", [10, 40])
-def test_a_step_size_that_is_not_given_is_the_evaluation_script_s(steps):
-    """bound / 33 in 40 steps: together they reach 40 / 33 of the bound, however many they are."""
-    step_size = lj.attacks.gradient.default_step_size(0.5, steps)
-    assert steps * step_size == pytest.approx(0.5 * 40 / 33)
+# The step size that is taken if none is given, by bound and steps.
+STEP_SIZES = {
+    # The evaluation script's bound / 33 in 40 steps: together they reach 40 / 33 of the bound, however many they are.
+    **dict.fromkeys(["pgd_linf", "pgd_l2", "mpgd"], lambda bound, steps: bound / 33 * 40 / steps),
+    "mi_fgsm": lambda bound, steps: bound / steps,
+    **dict.fromkeys(["lpa", "fast_lpa"], lambda bound, steps: bound),
+    "ppgd": lambda bound, steps: 2 * bound / steps,
+    **dict.fromkeys(["elastic", "fog", "gabor", "jpeg", "snow"], lambda bound, steps: bound / steps**0.5),
+}
+
+
+@pytest.mark.parametrize("name", STEP_SIZES)
+def test_a_step_size_that_is_not_given(name):
+    """The program is the one with the step size given."""
+    options = {"bound": 0.4, "steps": 7}
+    if "distance" in lj.attacks.parameters(name):
+        options["distance"] = lj.distances.create("l2")
+    images = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+
+    def program(**given):
+        attack = lj.attacks.create(name, **options, **given)
+        jaxpr = jax.make_jaxpr(lambda x: attack(jax.random.key(0), lambda x: x[:, 0, :4, 0], x, jnp.array([0, 1])))
+        return re.sub("0x[0-9a-f]+", "", str(jaxpr(images)))
+
+    step_size = STEP_SIZES[name](0.4, 7)
+    assert program() == program(step_size=step_size)
+    assert program() != program(step_size=1.01 * step_size)
+
+
+def test_no_step_size_is_forgotten():
+    without = {name for name in lj.attacks.names() if lj.attacks.parameters(name).get("step_size", 0) is None}
+    assert without == set(STEP_SIZES)

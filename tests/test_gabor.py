@@ -96,6 +96,24 @@ def test_gabor_impulses_stay_within_one(key, monkeypatch):
     assert np.abs(found - expected(np.inf)).max() > 0.01
 
 
+def test_gabor_kernels_are_drawn_from_the_distributions_of_the_original(monkeypatch):
+    """Uniform and independent: 1 to 10 directions, sigma in widths, waves a width, the first angle."""
+    monkeypatch.setattr(gabor, "gabor_kernels", lambda *drawn: jnp.stack(drawn, axis=-1))
+    drawn = np.asarray(gabor.random_kernels(jax.random.split(jax.random.key(0), 4000)))
+    np.testing.assert_allclose([np.mean(drawn[:, 0] == sides) for sides in range(1, 11)], 0.1, atol=0.02)
+    np.testing.assert_allclose(drawn[:, 1:].min(0), [0.1, 3.0, 0.0], atol=0.01)
+    np.testing.assert_allclose(drawn[:, 1:].max(0), [0.4, 5.75, np.pi], atol=0.01)
+    np.testing.assert_allclose(drawn[:, 1:].mean(0), [0.25, 4.375, np.pi / 2], rtol=0.03)
+    np.testing.assert_allclose(np.corrcoef(drawn.T), np.eye(4), atol=0.06)
+
+
+def test_gabor_impulses_are_sparse_and_uniform():
+    impulses = np.asarray(gabor.random_impulses(jax.random.split(jax.random.key(0), 20), 64, 64))
+    assert np.mean(impulses != 0) == pytest.approx(1 / 14, abs=0.003)
+    chosen = np.sort(impulses[impulses != 0])
+    np.testing.assert_allclose(chosen, np.linspace(-1, 1, len(chosen)), atol=0.04)
+
+
 def test_gabor_kernels_and_noise_as_recorded(original):
     recorded = np.load(original / "components" / "gabor.npz")
     sides, sigma, frequency, angle = recorded["kernel_params_sides_sigma_Lambda_theta"].T
