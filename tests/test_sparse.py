@@ -146,6 +146,20 @@ def test_corner_search_tries_every_size_by_every_criterion(key):
     assert len(batches) == 1 + single + several  # and a look at the clean images, of which the second is wrong already
 
 
+def test_corner_search_draws_from_the_ordering_of_every_class(key):
+    """Only the last class's two best changes fool the network together; by the margin others come first."""
+
+    def logits_fn(images):
+        white = images.reshape(len(images), 9) > 0.9
+        runner_up = 0.5 + 0.1 * white[:, :4].sum(-1)
+        both = white[:, 7] & white[:, 8]
+        return jnp.stack([jnp.ones(len(images)), runner_up, -3 + 0.5 * white[:, 7:].sum(-1) + 4 * both], axis=-1)
+
+    attack = lj.attacks.create("corner_search", pixels=2, iterations=50, candidates=2, batch_size=10)
+    adversarial = attack(key, logits_fn, np.full((1, 3, 3, 1), 0.5, np.float32), np.array([0]))
+    np.testing.assert_array_equal(adversarial.ravel(), [0.5] * 7 + [1.0] * 2)
+
+
 def test_corner_search_does_not_depend_on_its_batch_size(key):
     results = [
         lj.attacks.create("corner_search", pixels=3, iterations=100, candidates=40, batch_size=size)(
