@@ -118,13 +118,13 @@ def test_the_best_iterate_is_misclassified_and_near():
     assert np.all(np.diff(perceptual._score(ascending)) > 0)
 
 
-@pytest.mark.parametrize(("name", "last"), [("lpa", {"rounds": 1}), ("fast_lpa", {}), ("ppgd", {})])
-def test_steps_cover_what_they_should_of_the_distance(name, last, linear_network, l2, key):
+@pytest.mark.parametrize(("name", "rounds"), [("lpa", {"rounds": 1}), ("fast_lpa", {}), ("ppgd", {})])
+def test_steps_cover_what_they_should_of_the_distance(name, rounds, linear_network, l2, key):
     """Far from the boundary and well within the bound, all steps go the same way."""
     logits_fn, weights, _ = linear_network(SHAPE, classes=2)
     images = np.full((1, *SHAPE), 0.5, np.float32)
     label = int(np.argmax(logits_fn(images)))
-    options = dict(bound=9.0, steps=5, step_size=0.01, decay=0.2, init_std=0.0, projection="none", **last)
+    options = dict(bound=9.0, steps=5, step_size=0.01, decay=0.2, init_std=0.0, projection="none", **rounds)
     moved = np.asarray(
         lj.attacks.create(name, distance=l2, **options)(key, logits_fn, images, np.array([label])) - images
     )

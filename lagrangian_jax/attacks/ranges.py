@@ -5,19 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
+def constant(value: Any) -> bool:
+    """Whether the value is a finite number and not a bool."""
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def number(value: Any) -> bool:
-    """Whether the value is a finite number and not a bool, or a real number that JAX is tracing."""
-    return traced(value) or (
-        isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
-    )
-
-
-def traced(value: Any) -> bool:
-    """Whether the value is a real number that JAX is tracing, as in `jax.vmap` over bounds."""
-    return isinstance(value, jax.core.Tracer) and value.ndim == 0 and np.issubdtype(value.dtype, np.floating)
+    """Whether the value is a `constant`, or a real number that JAX is tracing, as in `jax.vmap` over bounds."""
+    traced = isinstance(value, jax.core.Tracer) and value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.floating)
+    return traced or constant(value)
 
 
 def integer(value: Any) -> bool:
@@ -43,7 +43,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "targets": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
     "queries": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
     "rho": (lambda v: number(v) and 0 <= v <= 1, "a number from 0 to 1"),
-    "share": (lambda v: not traced(v) and number(v) and 0 < v <= 1, "a number over 0, up to 1"),
+    "share": (lambda v: constant(v) and 0 < v <= 1, "a number over 0, up to 1"),
     "step_size": (lambda v: v is None or (number(v) and v > 0), "a positive number, or None for the attack's default"),
     "keep": (lambda v: v in ("last", "best"), "'last' or 'best'"),
     "norm": (lambda v: v in ("linf", "l2"), "'linf' or 'l2'"),
@@ -60,10 +60,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
     "sinkhorn_steps": (lambda v: integer(v) and v >= 1, "an integer, 1 or larger"),
     "smoothness": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
-    "sigma": (lambda v: not traced(v) and number(v) and v > 0, "a positive number"),
+    "sigma": (lambda v: constant(v) and v > 0, "a positive number"),
     "probe_size": (lambda v: number(v) and v > 0, "a positive number"),
     "regularisation": (lambda v: number(v) and v > 0, "a positive number"),
-    "power": (lambda v: not traced(v) and number(v) and v > 0, "a positive number"),
+    "power": (lambda v: constant(v) and v > 0, "a positive number"),
     "gamma": (lambda v: number(v) and 0 < v < 1, "a number between 0 and 1"),
     "init_norm": (lambda v: number(v) and v > 0, "a positive number"),
     "max_norm": (lambda v: v is None or (number(v) and v > 0), "a positive number, or None"),

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from lagrangian_jax.attacks.ranges import LINF_BOUND, RANGES, check_ranges, number
+from lagrangian_jax.attacks.ranges import LINF_BOUND, RANGES, check_ranges, constant
 from lagrangian_jax.methods.carlini_wagner import carlini_wagner
 from lagrangian_jax.methods.ddn import ddn
 from lagrangian_jax.methods.iaat import iaat
@@ -52,17 +52,20 @@ LINF = ("pgd_linf", "threshold_linf", "trades", "mart", "iaat")
 # Valid values of parameters, by name: those of attacks, and those that only methods have or that they restrict further.
 _RANGES = {
     **RANGES,
-    "step_size": (lambda v: number(v) and v > 0, "a positive number"),
-    **{f"{what}_spread": (lambda v: number(v) and v >= 1, "a number, 1 or larger") for what in ("multiplier", "bound")},
+    "step_size": (lambda v: constant(v) and v > 0, "a positive number"),
+    **{
+        f"{what}_spread": (lambda v: constant(v) and v >= 1, "a number, 1 or larger")
+        for what in ("multiplier", "bound")
+    },
     "scaled": (lambda v: isinstance(v, bool), "True or False"),
-    "beta": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
-    "largest": (lambda v: number(v) and v > 0, "a positive number"),
-    "smallest": (lambda v: number(v) and v > 0, "a positive number"),
-    "clean_weight": (lambda v: number(v) and 0 <= v <= 1, "a number from 0 to 1"),
-    "increment": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
-    "rate": (lambda v: number(v) and 0 <= v <= 1, "a number from 0 to 1"),
-    "warmup": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
-    "weight": (lambda v: number(v) and v >= 0, "a number, 0 or larger"),
+    "beta": (lambda v: constant(v) and v >= 0, "a number, 0 or larger"),
+    "largest": (lambda v: constant(v) and v > 0, "a positive number"),
+    "smallest": (lambda v: constant(v) and v > 0, "a positive number"),
+    "clean_weight": (lambda v: constant(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "increment": (lambda v: constant(v) and v >= 0, "a number, 0 or larger"),
+    "rate": (lambda v: constant(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "warmup": (lambda v: constant(v) and v >= 0, "a number, 0 or larger"),
+    "weight": (lambda v: constant(v) and v >= 0, "a number, 0 or larger"),
     "distance": (lambda v: isinstance(v, str), "the name of a distance"),
     "weights": (lambda v: isinstance(v, str), "the path of a file, or ''"),
 }
